@@ -1,0 +1,1 @@
+"""How good an encoder or a head is: splits by case, metrics, intervals."""

@@ -1,0 +1,1 @@
+"""Tiles turned into features by any encoder, and kept one file per slide."""

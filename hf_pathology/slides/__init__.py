@@ -1,0 +1,1 @@
+"""Whole-slide images as numbers: reading, tissue, grids, cohorts. No torch here."""

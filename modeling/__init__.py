@@ -1,0 +1,1 @@
+"""What a checkpoint needs: torch, transformers and files of this folder only, so that they can travel to the Hub."""
