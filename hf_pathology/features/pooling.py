@@ -33,7 +33,9 @@ def pooling_of(processor_pooling: str | None, encoder: str, model_type: str) -> 
         return "cls"
     if model_type in ("resnet", "convnext", "convnextv2", "regnet"):
         return "gap"
-    raise ValueError(f"{encoder} ({model_type}) does not say how to pool: pass --pooling, one of {', '.join(POOLINGS)}")
+    raise ValueError(
+        f"{encoder} ({model_type}) does not say how to pool: pass --pooling, one of {', '.join(POOLINGS)}"
+    )
 
 
 def pool(last_hidden_state: torch.Tensor, pooling: Pooling, prefix_tokens: int = 1) -> torch.Tensor:

@@ -56,7 +56,9 @@ def find_slides(folder: str | Path, mpp: float | None = None) -> list[CohortSlid
     return [CohortSlide(key, path, key, mpp=mpp) for key, path in zip(keys, paths)]
 
 
-def read_cohort(table: str | Path, folder: str | Path, mpp: float | None = None) -> tuple[list[CohortSlide], list[str]]:
+def read_cohort(
+    table: str | Path, folder: str | Path, mpp: float | None = None
+) -> tuple[list[CohortSlide], list[str]]:
     """The slides that the CSV `table` names, found in `folder`, and one message for each that is not there.
 
     Columns: `slide` (path relative to `folder`, or its name with or without suffix when that is unique), and optionally
@@ -69,7 +71,9 @@ def read_cohort(table: str | Path, folder: str | Path, mpp: float | None = None)
     for row in rows.to_dict("records"):
         slide = found.get(row["slide"]) or names.get(row["slide"])
         if slide is None:
-            missing.append(f"{row['slide']} is named in {table} but is not in {folder}: mend the table or add the file")
+            missing.append(
+                f"{row['slide']} is named in {table} but is not in {folder}: mend the table or add the file"
+            )
             continue
         slides.append(
             CohortSlide(

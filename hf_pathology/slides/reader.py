@@ -10,7 +10,7 @@ from ..errors import SlideError
 
 
 SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .dcm".split()
+    [".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"]
 )  # what OpenSlide 4 opens; a .mrxs brings a folder of its own along
 RESAMPLING = Image.Resampling.BICUBIC  # Pillow's: antialiased, and exact for boxes with fractional corners
 
@@ -84,7 +84,9 @@ class Slide:
                     "or add a column 'mpp' to the cohort table"
                 ) from None
         if not all(np.isfinite(value) and value > 0 for value in mpp):
-            raise SlideError(f"{self.path} has a resolution of {mpp} microns per pixel: pass the true one as --slide-mpp")
+            raise SlideError(
+                f"{self.path} has a resolution of {mpp} microns per pixel: pass the true one as --slide-mpp"
+            )
         return mpp
 
     def extent(self, size: float, mpp: float) -> tuple[float, float]:

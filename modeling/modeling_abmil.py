@@ -1,0 +1,112 @@
+"""Gated-attention multiple-instance learning (Ilse et al. 2018, arXiv 1802.04712): a head over the tiles of a slide."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from .configuration_abmil import AbmilConfig
+from .modeling_slide_output import SlideOutput, slide_loss
+
+
+class GatedAttention(nn.Module):
+    """How much each tile counts for the slide: w(tanh(V h) * sigmoid(U h)), a softmax over the tiles (Ilse, eq. 9)."""
+
+    def __init__(self, dim: int, temperature: float):
+        super().__init__()
+        self.value = nn.Linear(dim, dim)
+        self.gate = nn.Linear(dim, dim)
+        self.score = nn.Linear(dim, 1)
+        self.temperature = temperature
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Weights (B, N) of the tiles `hidden` (B, N, H): they sum to 1 over a bag and are 0 where `mask` is False."""
+        scores = self.score(torch.tanh(self.value(hidden)) * torch.sigmoid(self.gate(hidden))).squeeze(-1)  # (B, N)
+        return (scores / self.temperature).masked_fill(~mask, float("-inf")).softmax(dim=-1)
+
+
+class AbmilForSlideClassification(PreTrainedModel):
+    """Classifies a slide by the attention-weighted mean of its embedded tiles, as Phikon's benchmarks do.
+
+    Layers and default initialisation are those of HistoSSLscaling's `ABMIL`: its heads give the same logits here. The
+    buffers `feature_mean` and `feature_std` standardise the features before the first layer; they are 0 and 1, which
+    changes nothing, until a recipe sets them, and are saved with the weights.
+    """
+
+    config_class = AbmilConfig
+    base_model_prefix = "abmil"
+    main_input_name = "features"
+
+    def __init__(self, config: AbmilConfig):
+        super().__init__(config)
+        self.register_buffer("feature_mean", torch.zeros(config.input_dim))
+        self.register_buffer("feature_std", torch.ones(config.input_dim))
+        self.embed = perceptron([config.input_dim, *config.tile_hidden_dims, config.attention_dim], nn.Sigmoid())
+        self.attention = GatedAttention(config.attention_dim, config.temperature)
+        self.classifier = perceptron(
+            [config.attention_dim, *config.mlp_hidden_dims, config.num_labels],
+            ACT2FN[config.mlp_activation],
+            config.dropout,
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's own initialisation, as in HistoSSLscaling; transformers' would draw from N(0, 0.02)."""
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+        elif module is self:
+            nn.init.zeros_(self.feature_mean)
+            nn.init.ones_(self.feature_std)
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        coords: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> SlideOutput:
+        """Logits and tile scores of a batch of bags.
+
+        Args:
+            features: (B, N, D). What stands in padded rows does not matter, be it NaN.
+            mask: bool (B, N), True = real tile; None when every tile is.
+            coords: (B, N, 2), taken for the signature that all heads share; attention over tiles has no use for it.
+            labels: see `slide_loss`.
+
+        Raises ValueError for a bag without a real tile.
+        """
+        mask = checked_mask(features, mask)
+        features = (features - self.feature_mean) / self.feature_std
+        hidden = self.embed(features.masked_fill(~mask.unsqueeze(-1), 0.0))  # (B, N, H)
+        tile_scores = self.attention(hidden, mask)  # (B, N)
+        slide_embedding = torch.einsum("bn,bnh->bh", tile_scores, hidden)
+        logits = self.classifier(slide_embedding)  # (B, C)
+        return SlideOutput(
+            loss=None if labels is None else slide_loss(logits, labels, self.config),
+            logits=logits,
+            slide_embedding=slide_embedding,
+            tile_scores=tile_scores,
+        )
+
+
+def perceptron(dims: list[int], activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers through the widths `dims`, with `activation` and dropout after each but the last."""
+    layers: list[nn.Module] = []
+    for dim, next_dim in zip(dims[:-2], dims[1:-1]):
+        layers += [nn.Linear(dim, next_dim), activation, nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
+
+
+def checked_mask(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The mask (B, N) to use for `features` (B, N, D). Raises ValueError for a wrong shape, type or an empty bag."""
+    if mask is None:
+        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+    if mask.shape != features.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"features are {tuple(features.shape)} and need a bool mask {tuple(features.shape[:2])}, "
+            f"not {mask.dtype} {tuple(mask.shape)}"
+        )
+    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"bag {empty[0]} of this batch has no real tile: leave slides without tiles out")
+    return mask

@@ -1,0 +1,51 @@
+"""What every head that classifies slides returns, and the loss that its configuration asks for."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers import PretrainedConfig
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class SlideOutput(ModelOutput):
+    """The answer of a head to a batch of B bags of N tiles.
+
+    Attributes:
+        loss: scalar, when labels were given.
+        logits: (B, C).
+        slide_embedding: (B, H), what the classifier sees of each slide.
+        tile_scores: (B, N), the part of each tile in the embedding: they sum to 1 over a bag and are 0 on padding.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    slide_embedding: torch.Tensor | None = None
+    tile_scores: torch.Tensor | None = None
+
+
+def slide_loss(logits: torch.Tensor, labels: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """The mean loss over the slides, a scalar, by `config.problem_type`; where that is None, by transformers' rule.
+
+    Args:
+        logits: (B, C).
+        labels: (B,) class indices for "single_label_classification"; (B, C), or (B,) when C is 1, of zeros and ones for
+            "multi_label_classification", and of numbers for "regression".
+    """
+    problem_type = config.problem_type or _implied_problem_type(logits.shape[-1], labels)
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits, labels)
+    labels = labels.to(logits.dtype).reshape(logits.shape)
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels)
+    raise ValueError(f"problem_type {problem_type!r} has no loss here")
+
+
+def _implied_problem_type(num_labels: int, labels: torch.Tensor) -> str:
+    """One output is a regression, whole numbers are class indices, anything else is zeros and ones for each class."""
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"

@@ -1,0 +1,114 @@
+"""What DINO and iBOT share: the loss between views, the centre of the teacher's scores, the EMA teacher, its temperature.
+
+Formulas: Caron et al. 2021 (arXiv 2104.14294), section 3.1; Zhou et al. 2022 (arXiv 2111.07832), section 3.1.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def teacher_probabilities(scores: torch.Tensor, center: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """The teacher's centred and sharpened distribution over prototypes, float32, of the shape of `scores` (..., K)."""
+    return ((scores.float() - center) / temperature).softmax(dim=-1)
+
+
+def view_loss(student_scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The cross-entropy between each teacher view and each student view that is not the same one, a scalar.
+
+    Args:
+        student_scores: (V + L, B, K), the V global views first, in the teacher's order.
+        teacher: probabilities (V, B, K).
+        temperature: divides the student's scores.
+    """
+    log_probabilities = (student_scores.float() / temperature).log_softmax(dim=-1)
+    cross_entropy = -torch.einsum("qbk,vbk->qv", teacher, log_probabilities) / teacher.shape[1]  # (V, V + L)
+    other = ~torch.eye(*cross_entropy.shape, dtype=torch.bool, device=cross_entropy.device)
+    return cross_entropy[other].mean()
+
+
+def hidden_patch_loss(
+    student_scores: torch.Tensor, teacher: torch.Tensor, hidden: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """The cross-entropy at the hidden patches, a mean over each image's patches, then over all images, a scalar.
+
+    Images without a hidden patch count as zero: they dilute the mean, as in the original.
+
+    Args:
+        student_scores: (M, K) at the hidden patches, in the order of `hidden`.
+        teacher: probabilities (M, K) at the same patches.
+        hidden: bool (images, patches), M of them True.
+    """
+    log_probabilities = (student_scores.float() / temperature).log_softmax(dim=-1)
+    cross_entropy = -(teacher * log_probabilities).sum(dim=-1)  # (M,)
+    weight = (1.0 / hidden.sum(dim=1).clamp(min=1)).repeat_interleave(hidden.sum(dim=1))  # (M,)
+    return (cross_entropy * weight).sum() / len(hidden)
+
+
+class RunningCenter(nn.Module):
+    """The running mean of the teacher's scores, moved once per optimizer step by all micro-batches and ranks together.
+
+    Args:
+        shape: of the centre, its last dimension K.
+        momentum: share of the old centre that is kept.
+    """
+
+    def __init__(self, shape: tuple[int, ...], momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(shape))
+        self._sum: torch.Tensor | None = None  # (K,), of the mean scores seen since the last step
+        self._count = 0
+
+    def add(self, mean_scores: torch.Tensor) -> None:
+        """Takes note of the mean scores (K,) of one micro-batch."""
+        mean_scores = mean_scores.detach().float()
+        self._sum = mean_scores if self._sum is None else self._sum + mean_scores
+        self._count += 1
+
+    def step(self) -> None:
+        """Moves the centre towards the mean over what was added, on all ranks, and forgets it."""
+        if self._sum is None:
+            return
+        mean = self._sum / self._count
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        self.value.mul_(self.momentum).add_(mean.view_as(self.value), alpha=1 - self.momentum)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forgets what was added."""
+        self._sum, self._count = None, 0
+
+
+@torch.no_grad()
+def move_teacher(pairs: Iterable[tuple[nn.Module, nn.Module]], momentum: float) -> None:
+    """Moves each teacher's parameters to `momentum * teacher + (1 - momentum) * student`, name by name.
+
+    Every parameter of a teacher must exist in its student; the student may have more (a mask token). Raises TypeError
+    for teachers in half precision, whose steps would be rounded away.
+    """
+    for teacher, student in pairs:
+        students = dict(student.named_parameters())
+        names, targets = zip(*teacher.named_parameters())
+        if any(target.dtype in (torch.float16, torch.bfloat16) for target in targets):
+            raise TypeError(
+                "the teacher's weights must be float32: train with autocast, not with half-precision weights"
+            )
+        torch._foreach_lerp_(list(targets), [students[name] for name in names], 1 - momentum)
+
+
+def cosine_to(start: float, end: float, step: int, total_steps: int) -> float:
+    """The value at `step` of a half cosine from `start` at step 0 that would reach `end` at `total_steps`."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * step / total_steps))
+
+
+def linear_warmup(start: float, end: float, step: int, warmup_steps: int) -> float:
+    """The value at `step` of a straight line from `start` at step 0 to `end` at the last of `warmup_steps`, then `end`."""
+    if step >= warmup_steps - 1:
+        return end
+    return start + (end - start) * step / (warmup_steps - 1)
