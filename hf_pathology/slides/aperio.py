@@ -37,7 +37,7 @@ def write_aperio(
     resolution = "" if mpp is None else f"|MPP = {mpp:.4f}"
     head, tail = "Aperio Image Library v12.0.15 \r\n", f"|AppMag = {app_mag}{resolution}"
     codec = {
-        "photometric": "ycbcr",
+        "photometric": "rgb",  # of the input: the JPEG itself is YCbCr
         "compression": "jpeg",
         "compressionargs": {"level": quality},
         "subsampling": (2, 2),

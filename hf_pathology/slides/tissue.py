@@ -64,7 +64,7 @@ def find_tissue(
     itself on a full one. On a slide without mpp the microns are those of a scan at 0.5 mpp. Raises SlideError when the
     slide cannot be read.
     """
-    image, extent = slide.overview(max_edge)
+    image, extent = slide.overview(max_edge)  # uint8 (h, w, 3)
     image = cv2.medianBlur(np.ascontiguousarray(image), 5)
     pen = find_pen(image)
     saturation = stain_saturation(image)  # uint8 (h, w)
@@ -74,7 +74,7 @@ def find_tissue(
     gap = max(1.0, GAP_UM / um_per_pixel)
     mask = ~grow(~grow(mask, gap), gap)
     mask = fill_small_holes(mask, (max_hole_um / um_per_pixel) ** 2) & ~pen
-    return Tissue(remove_small_pieces(mask, (min_piece_um / um_per_pixel) ** 2), extent)
+    return Tissue(remove_small_pieces(mask, (min_piece_um / um_per_pixel) ** 2), (float(extent[0]), float(extent[1])))
 
 
 def find_pen(image: np.ndarray) -> np.ndarray:
