@@ -110,7 +110,7 @@ def roc_with_band(
     def curve(*resampled: np.ndarray) -> np.ndarray:
         chosen = np.concatenate(resampled)
         rates = roc_curve(is_positive[chosen], scores[chosen, positive])
-        return np.interp(fpr, rates[0], rates[1])  # (101,)
+        return np.where(fpr > 0, np.interp(fpr, rates[0], rates[1]), 0.0)  # (101,), from the corner (0, 0)
 
     result = bootstrap(
         rows,

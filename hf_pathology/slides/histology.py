@@ -1,173 +1,218 @@
-"""Draws H&E-like tissue of two classes that differ in how nuclei are arranged, and in nothing else.
+"""Draws H&E-like tissue: its outline, fibres and nuclei as two maps of stain, then their colours on lit glass.
 
-A slide is two maps of stain concentration, haematoxylin and eosin, turned into colour by Beer and Lambert's law with stain
-vectors of its own (around those of Ruifrok and Johnston, 2001). Part of its tissue carries nests of cells. In a glandular
-nest the nuclei line one lumen; in a solid nest as many nuclei of the same sizes fill the same outline, between three vacuoles
-that together have the lumen's area. So the number of nuclei and the colours are the same, and only the texture tells the class.
+Stain turns into colour by Beer and Lambert's law, with stain vectors that vary around those of Ruifrok and Johnston (2001).
+All lengths are pixels of 0.5 um.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from .tissue import Tissue, fill_small_holes, remove_small_pieces
+from .nests import CLEARANCE, Nest, Nuclei, polygon, ripple
+from .tissue import fill_small_holes, remove_small_pieces
 
 
-MPP = 0.5  # microns per pixel of all drawings; the lengths below are pixels
-LABELS = ("glandular", "solid")
-INKS = {  # optical density (red, green, blue) of a marker pen
+HAEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.13, 0.85, 0.42)  # optical densities of red, green, blue
+INKS = {  # of marker pens, likewise
     "red": (0.20, 1.90, 1.75),
     "green": (1.80, 0.65, 1.35),
     "blue": (1.90, 1.25, 0.35),
     "black": (2.40, 2.35, 2.25),
 }
-HAEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.14, 0.88, 0.45)
-NEST_SPACING = 190.0
-NEST_RADIUS = (62.0, 92.0)
-STROMA_SPACING = 42.0
-TRUTH_DOWNSAMPLE = 4
+STROMA_SPACING = 27.0  # of the lattice on which nuclei of the stroma may be
+FAT_SPACING = 112.0  # between fat cells
 FRACTION_BITS = 4  # OpenCV draws at sixteenths of a pixel
 
 
-@dataclass(frozen=True)
-class Nuclei:
-    """Ellipses: centres `xy` float (N, 2) and semi-axes `axes` float (N, 2) in pixels, `angle` float (N,) in degrees."""
-
-    xy: np.ndarray
-    axes: np.ndarray
-    angle: np.ndarray
-
-
-@dataclass(frozen=True)
-class Nest:
-    """A nest of cells: its outline, and its holes (one lumen or three vacuoles), polygons float (P, 2), and its nuclei."""
-
-    outline: np.ndarray
-    holes: list[np.ndarray]
-    nuclei: Nuclei
-
-
-def draw_slide(
-    seed: int | Sequence[int],
-    label: str | None,
-    size: int,
-    *,
-    pen: str | None = None,
-    pattern_share: float = 0.45,
-    purity: float = 0.9,
-) -> tuple[np.ndarray, Tissue]:
-    """A square slide of `size` pixels at 0.5 mpp, uint8 RGB (size, size, 3), and its true tissue at a quarter of the scale.
-
-    Args:
-        seed: decides everything; another label with the same seed is the same tissue in the same colours.
-        label: one of `LABELS`; None draws glass without tissue.
-        pen: a key of `INKS` draws one stroke of that marker across an edge of the tissue.
-        pattern_share: between 0 and 1, the share of the tissue that carries nests; less is harder.
-        purity: between 0.5 and 1, the share of nests with the class's own arrangement, the others having the other
-            class's; at 0.5 the classes are the same.
-
-    True tissue includes lumens, vacuoles and fat cells, and excludes tears of 100 um and more, and ink.
-    """
-    streams = np.random.SeedSequence(seed).spawn(6)
-    outline_rng, nest_rng, stroma_rng, colour_rng, glass_rng, pen_rng = (np.random.default_rng(s) for s in streams)
-    glass = draw_glass(glass_rng, size)  # float32 (size, size), relative illumination
-    if label is None:
-        empty = np.zeros((size // TRUTH_DOWNSAMPLE, size // TRUTH_DOWNSAMPLE), bool)
-        nothing = np.zeros((size, size), np.float32)
-        return render(colour_rng, glass_rng, glass, nothing, nothing), Tissue(empty, (size / len(empty),) * 2)
-    tissue = draw_outline(outline_rng, size)  # bool (size, size)
-    nests = place_nests(nest_rng, tissue, label, pattern_share, purity)
-    haematoxylin, eosin = stain_tissue(stroma_rng, tissue, nests)
-    image = render(colour_rng, glass_rng, glass, haematoxylin, eosin)
-    if pen is not None:
-        stroke = pen_stroke(pen_rng, tissue)  # uint8 (size, size)
-        apply_ink(pen_rng, image, stroke, INKS[pen])
-        tissue &= stroke < 128
-    small = cv2.resize(
-        tissue.astype(np.uint8) * 255, (size // TRUTH_DOWNSAMPLE,) * 2, interpolation=cv2.INTER_AREA
-    )
-    return image, Tissue(small > 127, (size / len(small),) * 2)
-
-
 def draw_outline(rng: np.random.Generator, size: int) -> np.ndarray:
-    """One to three ragged pieces over 38 to 50 % of the slide, some with a tear, bool (size, size)."""
+    """One to three ragged pieces over some 40 % of the slide, on some slides with a tear, bool (size, size)."""
     coarse = size // 8
     y, x = np.mgrid[:coarse, :coarse].astype(np.float32) / coarse - 0.5
-    tilt, pieces = rng.uniform(0, np.pi), rng.integers(1, 4)
+    tilt, pieces = rng.uniform(0, np.pi), int(rng.integers(1, 4))
+    along, across = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
     height = np.full((coarse, coarse), -np.inf, np.float32)
     for piece in range(pieces):
-        place = (piece - (pieces - 1) / 2) * 0.62 / pieces
-        centre = np.array([np.cos(tilt), np.sin(tilt)]) * place + rng.uniform(-0.04, 0.04, 2)
-        u = (x - centre[0]) * np.cos(tilt) + (y - centre[1]) * np.sin(tilt)
-        v = (y - centre[1]) * np.cos(tilt) - (x - centre[0]) * np.sin(tilt)
-        height = np.maximum(height, -np.hypot(u / (0.42 / pieces), v / rng.uniform(0.3, 0.36)))
-    for cell, weight in ((size / 4, 0.22), (size / 10, 0.12), (120, 0.05)):
+        place = (piece - (pieces - 1) / 2) * 0.75 / pieces
+        radii = rng.uniform(0.85, 1.1, 2) * (0.36 / pieces, 0.36)
+        height = np.maximum(
+            height, 1 - np.hypot((along - place) / radii[0], (across - rng.normal(0, 0.03)) / radii[1])
+        )
+    for cell, weight in ((size / 4, 0.18), (size / 10, 0.08), (100, 0.04)):
         height += weight * smooth_noise(rng, coarse, cell / 8)
-    height -= 4 * np.maximum(0, np.maximum(abs(x), abs(y)) - 0.46) * 25
-    tissue = height > np.quantile(height, 1 - rng.uniform(0.38, 0.5))
+    height[np.maximum(abs(x), abs(y)) > 0.47] = -np.inf
+    tissue = height > np.quantile(height, 1 - rng.uniform(0.36, 0.48))
     if rng.random() < 0.4 and size >= 2000:
-        centre = rng.choice(np.argwhere(tissue))[::-1]
-        ragged = np.hypot(x - x[0, centre[0]], y - y[centre[1], 0]) * size * (1 + 0.2 * smooth_noise(rng, coarse, 15))
-        tissue &= ragged > rng.uniform(160, 240)  # a tear of 80 to 120 um radius
-    tissue = fill_small_holes(remove_small_pieces(tissue, 1600), 1600)  # 160 um: well above what find_tissue drops
-    edge = cv2.resize(cv2.GaussianBlur(tissue.astype(np.float32), (0, 0), 1.5), (size, size), interpolation=cv2.INTER_CUBIC)
-    return edge + 0.12 * smooth_noise(rng, size, 14) > 0.5
+        centre_y, centre_x = rng.choice(np.argwhere(tissue))
+        distance = np.hypot(x - x[0, centre_x], y - y[centre_y, 0]) * size
+        tissue &= distance > rng.uniform(160, 240) * (1 + 0.15 * smooth_noise(rng, coarse, 15))  # 160 um and more
+    tissue = fill_small_holes(remove_small_pieces(tissue, 1600), 1600)  # 160 um
+    soft = cv2.GaussianBlur(tissue.astype(np.float32), (0, 0), 1.5)
+    return cv2.resize(soft, (size, size), interpolation=cv2.INTER_CUBIC) + 0.12 * smooth_noise(rng, size, 14) > 0.5
 
 
-def place_nests(
-    rng: np.random.Generator, tissue: np.ndarray, label: str, pattern_share: float, purity: float
-) -> list[Nest]:
-    """Nests on a jittered hexagonal lattice in a connected share of the tissue, clear of its edge."""
+def draw_pattern(rng: np.random.Generator, tissue: np.ndarray, share: float) -> np.ndarray:
+    """The smooth patches of `tissue` (bool (size, size)) that make up `share` of its area, bool (size, size)."""
     size = len(tissue)
-    coarse = cv2.resize(tissue.astype(np.uint8), (size // 4, size // 4), interpolation=cv2.INTER_AREA)
-    depth = cv2.distanceTransform(coarse, cv2.DIST_L2, 5) * 4
-    pattern = smooth_noise(rng, size // 4, size / 12)
-    pattern = pattern > np.quantile(pattern[coarse > 0], 1 - pattern_share)
-    nests = []
-    for row, y in enumerate(np.arange(NEST_SPACING / 2, size, NEST_SPACING * np.sqrt(3) / 2)):
-        for x in np.arange(NEST_SPACING / 2 * (1 + row % 2), size, NEST_SPACING):
-            nest_rng = np.random.default_rng(rng.integers(2**63))  # the same nest for either label
-            centre = np.array([x, y]) + nest_rng.uniform(-14, 14, 2)
-            radius = nest_rng.uniform(*NEST_RADIUS)
-            own = nest_rng.random() < purity
-            at = tuple(np.clip(centre[::-1] / 4, 0, size // 4 - 1).astype(int))
-            if pattern[at] and depth[at] > radius + 12:
-                nests.append(draw_nest(nest_rng, centre, radius, glandular=(label == LABELS[0]) == own))
-    return nests
+    noise = smooth_noise(rng, size, size / 6)
+    return tissue & (noise > np.quantile(noise[::8, ::8][tissue[::8, ::8]], 1 - share))
 
 
-def draw_nest(rng: np.random.Generator, centre: np.ndarray, radius: float, glandular: bool) -> Nest:
-    """A nest round `centre` (x, y); number and sizes of nuclei, outline and area of holes do not depend on `glandular`."""
-    wobble = 1 + 0.07 * np.sin(np.arange(48) * (2 * np.pi / 24) + rng.uniform(0, 6)) * rng.uniform(0, 1.5)
-    outline = centre + radius * polygon(wobble)
-    lumen = radius * rng.uniform(0.34, 0.46)
-    count = int(2 * np.pi * 0.72 * radius / rng.uniform(14, 17))
-    axes = np.stack([rng.uniform(6.5, 9.0, count), rng.uniform(4.2, 5.6, count)], axis=1)
-    if glandular:
-        turn = (np.arange(count) + rng.uniform(-0.25, 0.25, count)) * (2 * np.pi / count)
-        ring = radius * rng.uniform(0.68, 0.82, count)
-        xy = centre + ring[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
-        holes = [centre + rng.normal(0, 2, 2) + lumen * polygon(1 + 0.1 * np.sin(np.arange(48) * np.pi / 8))]
-        return Nest(outline, holes, Nuclei(xy, axes, np.degrees(turn) + rng.normal(0, 12, count)))
-    vacuole, start = lumen / np.sqrt(3), rng.uniform(0, 2 * np.pi)
-    turn = start + np.arange(3) * (2 * np.pi / 3) + rng.uniform(-0.4, 0.4, 3)
-    places = radius * rng.uniform(0.42, 0.6, 3)[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
-    spots = scatter(rng, 3 * count, 0.9 * radius)
-    gap = np.linalg.norm(spots[:, None] - places, axis=2).min(axis=1) - vacuole  # (3 * count,), to the nearest vacuole
-    spots = spread(spots[gap > 5], count)
-    return Nest(
-        outline,
-        [centre + place + vacuole * polygon(np.ones(24)) for place in places],
-        Nuclei(centre + spots, axes, rng.uniform(0, 180, count)),
+def stain_tissue(
+    rng: np.random.Generator, tissue: np.ndarray, depth: np.ndarray, pattern: np.ndarray, nests: list[Nest]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The concentrations of haematoxylin and of eosin, float32 (size, size) each, 1 being strong.
+
+    Args:
+        tissue: bool (size, size); `depth` float (size, size), the distance to its edge; `pattern` bool (size, size).
+        nests: what is drawn on `pattern`; the rest has spindle nuclei and fat cells.
+    """
+    size = len(tissue)
+    cells, holes, nuclei = (np.zeros((size, size), np.uint8) for _ in range(3))
+    fill_polygons(cells, [nest.outline for nest in nests])
+    fat = place_fat(rng, depth, pattern)
+    fill_polygons(holes, [hole for nest in nests for hole in nest.holes] + fat)
+    fibres, angle = draw_fibres(rng, size)
+    taken = cv2.dilate(cells | holes, np.ones((17, 17), np.uint8)) > 0
+    draw_nuclei(rng, nuclei, stroma_nuclei(rng, tissue & ~taken, angle))
+    for nest in nests:
+        draw_nuclei(rng, nuclei, nest.nuclei)
+
+    cells, holes, nuclei, present = (
+        cv2.GaussianBlur(canvas, (0, 0), sigma).astype(np.float32) / 255
+        for canvas, sigma in ((cells, 4), (holes, 1.5), (nuclei, 1), (tissue.astype(np.uint8) * 255, 2))
     )
+    present *= 1 - holes
+    grain = smooth_noise(rng, size, 3)
+    eosin = fibres + (0.5 - fibres) * cells  # cytoplasm is even, and on average as dark as the fibres
+    eosin *= (1 + 0.05 * grain) * (1 - 0.4 * nuclei) * present
+    haematoxylin = (0.1 + 0.08 * cells + nuclei * (0.85 + 0.12 * grain)) * present
+    return haematoxylin, eosin
 
 
-def spread(points: np.ndarray, count: int) -> np.ndarray:
-    """`count` of `points` (N, 2), each the farthest from those taken before it."""
-    taken, distance = [0], np.linalg.norm(points - points[0], axis=1)
-    for _ in range(count - 1):
-        taken.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(points - points[taken[-1]], axis=1))
-    return points[taken]
+def place_fat(rng: np.random.Generator, depth: np.ndarray, pattern: np.ndarray) -> list[np.ndarray]:
+    """Fat cells in patches outside the pattern, polygons (P, 2), each clear of its neighbours and of nests."""
+    size = len(depth)
+    patches = smooth_noise(rng, size, size / 8) > 1.0
+    cells = []
+    for centre in jittered_lattice(rng, size, FAT_SPACING, 14):
+        radius = rng.uniform(20, 42)
+        x, y = centre.astype(int)
+        if patches[y, x] and not pattern[max(0, y - 120) : y + 120, max(0, x - 120) : x + 120].any():
+            if depth[y, x] > radius + CLEARANCE:
+                cells.append(centre + radius * polygon(ripple(rng, 40, 0.1)))
+    return cells
+
+
+def stroma_nuclei(rng: np.random.Generator, room: np.ndarray, angle: np.ndarray) -> Nuclei:
+    """Nuclei where `room` (bool (size, size)), here sparse, there dense: spindles along the fibres, and small round ones."""
+    xy = jittered_lattice(rng, len(room), STROMA_SPACING, 10)
+    round_ = rng.random(len(xy)) < 0.5
+    axes = np.where(round_[:, None], rng.uniform(4.5, 6.5, (len(xy), 1)), rng.uniform((7, 2.5), (12, 4), (len(xy), 2)))
+    column, row = xy.astype(int).T
+    fibre = angle[row // 8, column // 8] + rng.normal(0, 12, len(xy))
+    crowd = np.clip(0.3 + 0.3 * smooth_noise(rng, len(room), 260)[row, column], 0.12, 0.85)
+    keep = room[row, column] & (rng.random(len(xy)) < crowd)
+    return Nuclei(xy[keep], axes[keep], fibre[keep])
+
+
+def draw_fibres(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Wavy fibres, float32 (size, size) around 0.5, and their direction in degrees, float32 (size // 8, size // 8)."""
+    period = 1024
+    frequency_y, frequency_x = np.meshgrid(np.fft.fftfreq(period), np.fft.rfftfreq(period), indexing="ij")
+    spectrum = np.fft.rfft2(rng.standard_normal((period, period)))
+    streaks = np.zeros((period, period))
+    for length, width, weight in ((30, 2.2, 0.8), (60, 6, 0.6)):
+        one = np.fft.irfft2(
+            spectrum * np.exp(-2 * np.pi**2 * ((frequency_x * length) ** 2 + (frequency_y * width) ** 2))
+        )
+        streaks += weight * one / one.std()
+    coarse = size // 8
+    row, column = np.mgrid[:coarse, :coarse].astype(np.float32) * (size / coarse)
+    tilt = rng.uniform(0, np.pi)
+    along = column * np.cos(tilt) + row * np.sin(tilt) + 40 * smooth_noise(rng, coarse, 50)
+    across = (
+        row * np.cos(tilt)
+        - column * np.sin(tilt)
+        + 90 * smooth_noise(rng, coarse, 60)
+        + 8 * smooth_noise(rng, coarse, 9)
+    )
+    across += 3 * smooth_noise(rng, coarse, 3)
+    slope_y, slope_x = np.gradient(across)
+    angle = np.degrees(np.arctan2(-slope_x, slope_y)).astype(np.float32)  # along lines of equal `across`
+    maps = (cv2.resize(plane.astype(np.float32), (size, size)) for plane in (along, across))
+    drawn = cv2.remap(streaks.astype(np.float32), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return np.clip(0.5 + 0.2 * drawn, 0.12, 0.95), angle
+
+
+def render(
+    rng: np.random.Generator, haematoxylin: np.ndarray, eosin: np.ndarray, glass: np.ndarray, noise: np.ndarray
+) -> np.ndarray:
+    """The colours of stained tissue on glass, uint8 RGB (size, size, 3); hue and strength of both stains come from `rng`.
+
+    All arrays are float32 (size, size): concentrations, the light that glass lets through (1 = all), sensor noise.
+    """
+    vectors = np.array([HAEMATOXYLIN, EOSIN]) * np.exp(rng.normal(0, 0.18, (2, 3)))
+    vectors *= np.array([[rng.uniform(1.1, 2.2)], [rng.uniform(0.6, 1.25)]])
+    white = rng.uniform(241, 249) + rng.uniform(-3, 3, 3)
+    image = np.empty((*glass.shape, 3), np.uint8)
+    for channel, (h, e) in enumerate(vectors.T):
+        light = np.exp(-(h * haematoxylin + e * eosin), dtype=np.float32)
+        image[..., channel] = np.clip(white[channel] * light * glass + noise * rng.uniform(0.8, 1.2), 0, 255)
+    return image
+
+
+def draw_glass(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Uneven illumination around 1, and sensor noise in grey levels, float32 (size, size) each."""
+    light = 1 - 0.012 * np.abs(smooth_noise(rng, size, size / 2))
+    noise = rng.standard_normal((size, size), dtype=np.float32)
+    noise *= 1.6
+    return light, noise
+
+
+def draw_ink(rng: np.random.Generator, image: np.ndarray, tissue: np.ndarray, ink: str) -> np.ndarray:
+    """Where a stroke of `ink` (a key of `INKS`) was drawn into `image` across the edge of `tissue`, bool (size, size)."""
+    size = len(tissue)
+    rim = tissue[::8, ::8] ^ cv2.erode(tissue[::8, ::8].astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    start_y, start_x = rng.choice(np.argwhere(rim)) * 8
+    t = np.linspace(-0.5, 0.5, 60)[:, None]
+    turn = rng.uniform(0, np.pi)
+    forward, aside = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    path = (start_x, start_y) + size * (rng.uniform(0.25, 0.4) * t * forward + 0.03 * np.sin(7 * t) * aside)
+    stroke = np.zeros((size, size), np.uint8)
+    width = int(max(36, size * rng.uniform(0.022, 0.032)))
+    cv2.polylines(stroke, [np.rint(path).astype(np.int32)], False, 255, width, cv2.LINE_AA)
+    density = cv2.GaussianBlur(stroke, (0, 0), 2).astype(np.float32) / 255 * (1 + 0.08 * smooth_noise(rng, size, 40))
+    for channel, absorbance in enumerate(INKS[ink]):
+        image[..., channel] = image[..., channel] * np.exp(-absorbance * density)
+    return stroke > 127
+
+
+def draw_nuclei(rng: np.random.Generator, canvas: np.ndarray, nuclei: Nuclei) -> None:
+    """Draws ellipses of varied darkness, with a darker rim, into `canvas` uint8 (size, size)."""
+    unit = 1 << FRACTION_BITS
+    darkness = rng.integers(165, 235, len(nuclei.xy))
+    for xy, axes, angle, dark in zip(nuclei.xy * unit, nuclei.axes * unit, nuclei.angle, darkness.tolist()):
+        place = (np.rint(xy).astype(int).tolist(), np.rint(axes).astype(int).tolist(), float(angle), 0, 360)
+        cv2.ellipse(canvas, *place, dark, cv2.FILLED, cv2.LINE_AA, FRACTION_BITS)
+        cv2.ellipse(canvas, *place, min(255, dark + 35), 1, cv2.LINE_AA, FRACTION_BITS)
+
+
+def fill_polygons(canvas: np.ndarray, polygons: list[np.ndarray]) -> None:
+    """Fills `polygons`, float (P, 2) in pixels, with 255 in `canvas` uint8 (size, size)."""
+    for corners in polygons:
+        fixed = np.rint(corners * (1 << FRACTION_BITS)).astype(np.int32)
+        cv2.fillPoly(canvas, [fixed], 255, cv2.LINE_AA, FRACTION_BITS)
+
+
+def smooth_noise(rng: np.random.Generator, size: int, cell: float) -> np.ndarray:
+    """Noise of mean 0 and standard deviation about 1 whose features are `cell` pixels wide, float32 (size, size)."""
+    count = int(np.ceil(size / cell)) + 2
+    coarse = rng.standard_normal((count, count), dtype=np.float32)
+    edge = max(size, round(count * cell))
+    return cv2.resize(coarse, (edge, edge), interpolation=cv2.INTER_CUBIC)[:size, :size]
+
+
+def jittered_lattice(rng: np.random.Generator, size: int, spacing: float, jitter: float) -> np.ndarray:
+    """Points on a square lattice, each moved by up to `jitter` pixels, float (N, 2), inside (size, size)."""
+    steps = np.arange(spacing / 2, size, spacing)
+    xy = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    return np.clip(xy + rng.uniform(-jitter, jitter, xy.shape), 0, size - 1)

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def read_tile(path: str | Path) -> torch.Tensor:
     if mode not in ("RGB", "RGBA", "L", "P"):
         raise UserError(f"{path} is an image of mode {mode}: save it as 8-bit RGB")
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def colour_numbers(tiles: LabelledTiles) -> np.ndarray:
+    """The mean and standard deviation of red, green and blue of each tile, float32 (N, 6), in 0..255.
+
+    What a classifier can know without looking at tissue. Raises UserError that names a tile which cannot be read.
+    """
+
+    def of_tile(path: str) -> np.ndarray:
+        pixels = read_tile(tiles.folder / path).float()
+        return torch.cat([pixels.mean(dim=(1, 2)), pixels.std(dim=(1, 2))]).numpy()
+
+    with ThreadPoolExecutor() as threads:
+        return np.stack(list(threads.map(of_tile, tiles.paths)))
 
 
 def read_tile_folder(folder: str | Path, table: str | Path | None = None, mpp: float | None = None) -> LabelledTiles:
@@ -186,7 +201,7 @@ def _check_split(tiles: LabelledTiles) -> None:
     """Raises UserError for a split of another name, a tile without one, and a group that is in two splits."""
     if tiles.splits is None:
         return
-    for path, group, split in zip(tiles.paths, tiles.groups, tiles.splits):
+    for path, split in zip(tiles.paths, tiles.splits):
         if split not in SPLITS:
             raise UserError(f"{tiles.folder} puts {path} into split {split!r}: known are {', '.join(SPLITS)}")
     sides = pd.Series(tiles.splits).groupby(tiles.groups).nunique()

@@ -1,0 +1,303 @@
+"""Trains a slide classifier on the features of an encoder, and says by cross-validation how good it is.
+
+    accelerate launch recipes/train_mil.py --features DIR --cohort labels.csv --out DIR [--folds 5 --epochs 40 ...]
+
+The head is gated attention (Ilse et al. 2018), trained as HistoSSLscaling does (Filiot et al. 2023) but for two things:
+features are standardised, and the number of epochs is fixed, so that nothing is chosen on the fold that is tested.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from sklearn.preprocessing import StandardScaler
+from torch.nn.utils.rnn import pad_sequence
+from transformers import HfArgumentParser
+
+from hf_pathology.atomic import atomic_directory, write_json
+from hf_pathology.errors import UserError
+from hf_pathology.evaluation.intervals import Interval, auc_interval
+from hf_pathology.evaluation.scoring import average_over_cases, load_metric
+from hf_pathology.evaluation.splits import stratified_case_folds
+from hf_pathology.features.store import SlideFeatures
+from hf_pathology.modeling.configuration_abmil import AbmilConfig
+from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
+from hf_pathology.recipes.predict_slides import class_probabilities, feature_keys, load_bags, tiles_of, write_table
+from hf_pathology.slides.cohort import read_table
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How a head is trained: Adam on batches of padded bags, with a fresh draw of tiles from each bag in each epoch."""
+
+    epochs: int = field(default=40, metadata={"help": "passes over the bags"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "of Adam, constant"})
+    weight_decay: float = field(default=0.0, metadata={"help": "of Adam"})
+    batch_size: int = field(default=16, metadata={"help": "bags in a step"})
+    max_tiles: int = field(default=1000, metadata={"help": "tiles drawn from a bag in an epoch"})
+    seed: int = field(default=0, metadata={"help": "of the folds, of the head's first weights, and of the draws"})
+
+
+DEFAULT_TRAINING = HeadTraining()
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What heads say of slides that they were not trained on.
+
+    Attributes:
+        slides, cases, labels: of each slide, (n,).
+        classes: the class names, in the order of the columns of `probabilities`.
+        fold: int64 (n,), the fold in which each slide was tested.
+        probabilities: float64 (n, C), rows sum to 1.
+        fold_metrics: accuracy, balanced_accuracy and roc_auc of the cases of each fold.
+        auc: ROC-AUC of the cases of all folds together, with its interval (`auc_interval`).
+    """
+
+    slides: list[str]
+    cases: list[str]
+    labels: list[str]
+    classes: list[str]
+    fold: np.ndarray
+    probabilities: np.ndarray
+    fold_metrics: list[dict[str, float]]
+    auc: Interval
+
+    @property
+    def mean_metrics(self) -> dict[str, float]:
+        """The mean of each metric over the folds."""
+        return {name: float(np.mean([fold[name] for fold in self.fold_metrics])) for name in self.fold_metrics[0]}
+
+    def to_table(self) -> pd.DataFrame:
+        """One row per slide: slide, case, label, fold, and the probability of each class."""
+        columns = {"slide": self.slides, "case": self.cases, "label": self.labels, "fold": self.fold}
+        chances = {f"prob_{name}": column for name, column in zip(self.classes, self.probabilities.T)}
+        return pd.DataFrame(columns | chances)
+
+
+@dataclass(frozen=True)
+class MilResult:
+    """The head trained on all labelled slides, how such heads do on unseen ones, and what was left out and why."""
+
+    head: AbmilForSlideClassification
+    validation: CrossValidation
+    missing: list[str]
+
+
+def train_mil(
+    features_dir: str | Path,
+    cohort: str | Path,
+    out: str | Path,
+    *,
+    folds: int = 5,
+    training: HeadTraining = DEFAULT_TRAINING,
+) -> MilResult:
+    """Cross-validates, trains the final head on every labelled slide, and writes both to the folder `out`.
+
+    Writes `head/` (loads with `AutoModel.from_pretrained`), `predictions.csv` (out of fold) and `metrics.json`.
+
+    Args:
+        features_dir: a folder that `hf-pathology embed` filled.
+        cohort: a CSV with the columns slide, label, and optionally case; slides without a label are not used.
+        folds: no more than the rarest class has cases.
+
+    Raises UserError for mistakes in the table, and under a launcher with several processes.
+    """
+    device = one_device()
+    bags, labels, cases, missing = read_labelled_bags(features_dir, cohort)
+    validation = cross_validate(bags, labels, cases, folds=folds, training=training, device=device)
+    head = train_head(bags, labels, training=training, device=device)
+
+    out = Path(out)
+    save_head(head, out / "head")
+    write_table(validation.to_table(), out / "predictions.csv")
+    write_json(
+        out / "metrics.json",
+        {
+            "auc": asdict(validation.auc),
+            "mean_over_folds": validation.mean_metrics,
+            "folds": validation.fold_metrics,
+            "classes": {name: labels.count(name) for name in validation.classes},
+            "cases": len(set(cases)),
+            "features": {name: getattr(bags[0], name) for name in ("encoder", "revision", "pooling", "size", "mpp")},
+            "training": asdict(training),
+            "missing": missing,
+        },
+    )
+    return MilResult(head, validation, missing)
+
+
+def cross_validate(
+    bags: Sequence[SlideFeatures],
+    labels: Sequence[str],
+    cases: Sequence[str],
+    *,
+    folds: int = 5,
+    training: HeadTraining = DEFAULT_TRAINING,
+    device: torch.device | str = "cpu",
+) -> CrossValidation:
+    """The out-of-fold probabilities of every slide, from heads trained on the other cases.
+
+    Any vectors can be compared in this way: `dataclasses.replace(bag, features=colours, encoder="mean colour")`.
+    Two calls with the same labels, cases and seed use the same folds, so that their AUCs can be paired.
+    """
+    classes = sorted(set(labels))
+    targets = np.array([classes.index(label) for label in labels])
+    fold_of, probabilities = np.zeros(len(bags), np.int64), np.zeros((len(bags), len(classes)))
+    metric, fold_metrics = load_metric("classification"), []
+    for fold, (train, test) in enumerate(stratified_case_folds(cases, labels, folds, training.seed)):
+        head = train_head([bags[i] for i in train], [labels[i] for i in train], training=training, device=device)
+        fold_of[test], probabilities[test] = fold, class_probabilities(head, [bags[i] for i in test])
+        truth, scores = average_over_cases([cases[i] for i in test], targets[test], probabilities[test])
+        fold_metrics.append(metric.compute(predictions=scores, references=truth))
+        logger.info("fold %d of %d: %s", fold + 1, folds, fold_metrics[-1])
+    return CrossValidation(
+        slides=[bag.slide for bag in bags],
+        cases=list(cases),
+        labels=list(labels),
+        classes=classes,
+        fold=fold_of,
+        probabilities=probabilities,
+        fold_metrics=fold_metrics,
+        auc=auc_interval(cases, targets, probabilities, seed=training.seed),
+    )
+
+
+def train_head(
+    bags: Sequence[SlideFeatures],
+    labels: Sequence[str],
+    *,
+    training: HeadTraining = DEFAULT_TRAINING,
+    device: torch.device | str = "cpu",
+) -> AbmilForSlideClassification:
+    """A head for the classes in `labels`, sorted by name, that knows what its features are; in evaluation mode."""
+    classes = sorted(set(labels))
+    targets = torch.tensor([classes.index(label) for label in labels])
+    tiles = [tiles_of(bag) for bag in bags]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        head = new_head(bags[0], tiles, classes).to(device).train()
+        optimizer = torch.optim.Adam(head.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+        for _ in range(training.epochs):
+            for batch in torch.randperm(len(bags)).split(training.batch_size):
+                features, mask = draw_batch([tiles[i] for i in batch], training.max_tiles)
+                loss = head(features.to(device), mask.to(device), labels=targets[batch].to(device)).loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    if not loss.isfinite():
+        raise UserError(f"the loss became {loss.item()}: lower the learning rate, {training.learning_rate}")
+    return head.eval()
+
+
+def new_head(bag: SlideFeatures, tiles: Sequence[torch.Tensor], classes: list[str]) -> AbmilForSlideClassification:
+    """An untrained head for features like those of `bag`, that standardises them by mean and deviation of `tiles`.
+
+    HistoSSLscaling does not standardise. We do because encoders differ in scale by orders of magnitude, and one
+    learning rate has to be fair to all that are compared, a baseline of mean colours included.
+    """
+    config = AbmilConfig(
+        input_dim=bag.features.shape[1],
+        id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+        problem_type="single_label_classification",
+        encoder=bag.encoder,
+        encoder_revision=bag.revision,
+        pooling=bag.pooling,
+        mpp=bag.mpp,
+        tile_size=bag.size,
+    )
+    head = AbmilForSlideClassification(config)
+    scaler = StandardScaler()
+    for bag_tiles in tiles:
+        scaler.partial_fit(bag_tiles.numpy())
+    head.feature_mean.copy_(torch.from_numpy(scaler.mean_))
+    head.feature_std.copy_(torch.from_numpy(scaler.scale_))  # 1 where a feature is constant
+    return head
+
+
+def draw_batch(bags: Sequence[torch.Tensor], max_tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Up to `max_tiles` random tiles of each bag (n, D), padded to features (B, N, D) and mask (B, N), True = real."""
+    drawn = [tiles if len(tiles) <= max_tiles else tiles[torch.randperm(len(tiles))[:max_tiles]] for tiles in bags]
+    lengths = torch.tensor([len(tiles) for tiles in drawn])
+    features = pad_sequence(drawn, batch_first=True)
+    return features, torch.arange(features.shape[1]) < lengths.unsqueeze(1)
+
+
+def save_head(head: AbmilForSlideClassification, folder: str | Path) -> None:
+    """Writes weights, configuration and code of `head`: it also loads where this package is not installed."""
+    AbmilConfig.register_for_auto_class()
+    AbmilForSlideClassification.register_for_auto_class("AutoModel")
+    with atomic_directory(folder) as partial:
+        head.save_pretrained(partial)
+
+
+def read_labelled_bags(
+    features_dir: str | Path, cohort: str | Path
+) -> tuple[list[SlideFeatures], list[str], list[str], list[str]]:
+    """Bags, labels and cases of the slides that `cohort` labels, and one message for each that cannot be used.
+
+    The table names a slide as `read_cohort` allows: by its key, or by file name or stem where that is unique.
+    """
+    rows = read_table(cohort, required=("slide", "label"))
+    rows = rows[rows["label"] != ""].to_dict("records")
+    names = slide_names(feature_keys(features_dir))
+    row_of = {names.get(row["slide"], row["slide"]): row for row in rows}
+    if len(row_of) < len(rows):
+        raise UserError(f"{cohort} names a slide twice: keep one row for each of the {len(row_of)} slides")
+    bags, missing = load_bags(features_dir, row_of)
+    if not bags:
+        raise UserError(f"{cohort} labels no slide that has features in {features_dir}")
+    labels = [row_of[bag.slide]["label"] for bag in bags]
+    return bags, labels, [row_of[bag.slide].get("case") or bag.slide for bag in bags], missing
+
+
+def slide_names(keys: Sequence[str]) -> dict[str, str]:
+    """What a table may call the slides with these keys: key, key without suffix, file name, stem; unique ones only."""
+    names: dict[str, set[str]] = {}
+    for key in keys:
+        path = PurePosixPath(key)
+        for name in (path.with_suffix("").as_posix(), path.name, path.stem):
+            names.setdefault(name, set()).add(key)
+    return {name: found.pop() for name, found in names.items() if len(found) == 1} | {key: key for key in keys}
+
+
+def one_device() -> torch.device:
+    """The device that accelerate chose. Raises UserError when it was launched with several processes."""
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise UserError("a head trains in a minute on one device: launch with --num_processes 1")
+    return accelerator.device
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line, beside `HeadTraining`."""
+
+    features: Path = field(metadata={"help": "folder of slide features"})
+    cohort: Path = field(metadata={"help": "CSV with the columns slide, label and optionally case"})
+    out: Path = field(metadata={"help": "folder to write to"})
+    folds: int = field(default=5, metadata={"help": "of the cross-validation"})
+
+
+def main() -> None:
+    arguments, training = HfArgumentParser((Arguments, HeadTraining)).parse_args_into_dataclasses()
+    result = train_mil(
+        arguments.features, arguments.cohort, arguments.out, folds=arguments.folds, training=training
+    )
+    print(f"ROC-AUC of unseen cases {result.validation.auc}: {arguments.out}")
+    if result.missing:
+        sys.exit("\n".join(result.missing))
+
+
+if __name__ == "__main__":
+    main()
