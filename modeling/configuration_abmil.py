@@ -15,7 +15,7 @@ class AbmilConfig(PretrainedConfig):
         mlp_hidden_dims: widths of the hidden layers between the slide's embedding and its logits.
         mlp_activation: transformers' name of the activation after each of them.
         dropout: probability of dropout after each of them.
-        temperature: divides the tiles' scores before the softmax; above 1 spreads the attention.
+        attention_temperature: divides the tiles' scores before the softmax; above 1 spreads the attention.
         encoder, encoder_revision, pooling: what made the features that the head was trained on, see `SlideFeatures`.
         mpp: microns per pixel of the tiles that the head was trained on.
         tile_size: their edge in pixels.
@@ -31,7 +31,7 @@ class AbmilConfig(PretrainedConfig):
         mlp_hidden_dims: list[int] | None = None,
         mlp_activation: str = "relu",
         dropout: float = 0.0,
-        temperature: float = 1.0,
+        attention_temperature: float = 1.0,
         encoder: str | None = None,
         encoder_revision: str | None = None,
         pooling: str | None = None,
@@ -45,7 +45,7 @@ class AbmilConfig(PretrainedConfig):
         self.mlp_hidden_dims = [128, 64] if mlp_hidden_dims is None else mlp_hidden_dims
         self.mlp_activation = mlp_activation
         self.dropout = dropout
-        self.temperature = temperature
+        self.attention_temperature = attention_temperature
         self.encoder = encoder
         self.encoder_revision = encoder_revision
         self.pooling = pooling

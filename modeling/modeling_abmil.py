@@ -42,7 +42,7 @@ class AbmilForSlideClassification(PreTrainedModel):
         self.register_buffer("feature_mean", torch.zeros(config.input_dim))
         self.register_buffer("feature_std", torch.ones(config.input_dim))
         self.embed = perceptron([config.input_dim, *config.tile_hidden_dims, config.attention_dim], nn.Sigmoid())
-        self.attention = GatedAttention(config.attention_dim, config.temperature)
+        self.attention = GatedAttention(config.attention_dim, config.attention_temperature)
         self.classifier = perceptron(
             [config.attention_dim, *config.mlp_hidden_dims, config.num_labels],
             ACT2FN[config.mlp_activation],

@@ -61,9 +61,10 @@ class ProjectionHead(nn.Module):
         norm_layer = {None: None, "ln": nn.LayerNorm, "bn": TokenBatchNorm}[norm]
         shared_norm = norm_layer(hidden_dim) if norm_layer else None
         widths = [in_dim] + [hidden_dim] * (layers - 1)
+        norms = [shared_norm] + [SameAs(shared_norm)] * (layers - 2) if shared_norm else []
         hidden: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:]):
-            hidden += [nn.Linear(width_in, width_out), *([shared_norm] if shared_norm else []), nn.GELU()]
+        for i, (width_in, width_out) in enumerate(zip(widths, widths[1:])):
+            hidden += [nn.Linear(width_in, width_out), *norms[i : i + 1], nn.GELU()]
         if bottleneck_dim > 0:
             self.mlp = nn.Sequential(*hidden, nn.Linear(widths[-1], bottleneck_dim))
             self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, unit_norm)
@@ -102,3 +103,14 @@ class TokenBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.flatten(0, -2)).view_as(x)
+
+
+class SameAs(nn.Module):
+    """Applies a module that stands elsewhere, whose weights must have one name only to be saved."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.modules_elsewhere = (module,)  # a tuple: not registered
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.modules_elsewhere[0](x)

@@ -31,7 +31,7 @@ from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, get_
 from hf_pathology.atomic import atomic_directory, atomic_path, write_json
 from hf_pathology.errors import UserError
 from hf_pathology.evaluation.scoring import load_metric
-from hf_pathology.features.pooling import Pooling, pool, pooling_of
+from hf_pathology.features.pooling import pool, pooling_of
 from hf_pathology.modeling.modeling_tile_classifier import vit_classifier
 from hf_pathology.tiles.folder import LabelledTiles, TileDataset, colour_numbers, read_tile_folder, split_by_group
 from hf_pathology.training.config import parse_config
@@ -39,6 +39,16 @@ from hf_pathology.training.config import parse_config
 
 # The projections of the attention, under their names in transformers 5.9 and later, and in other encoders.
 QUERY_AND_VALUE = r".*\.(q_proj|v_proj|query|value)"
+
+ADAPTER_CARD = """---
+base_model: {base}
+library_name: peft
+tags: [lora, pathology]
+---
+
+A LoRA adapter of `{base}`, trained on tiles of {classes}. `AutoModel.from_pretrained` loads it with its base and needs
+peft and transformers 5.9 or later; the merged encoder needs neither.
+"""
 
 
 @dataclass
@@ -67,13 +77,9 @@ class LoraOptions:
 # Tiles to views.
 
 
-def read_tiles(options: LoraOptions, encoder_mpp: float | None) -> LabelledTiles:
-    """The labelled tiles with the split they state, or else one by group. Raises UserError at another resolution."""
+def read_tiles(options: LoraOptions) -> LabelledTiles:
+    """The labelled tiles with the split they state, or else one by group."""
     tiles = read_tile_folder(options.tiles, options.table, options.mpp)
-    if None not in (tiles.mpp, encoder_mpp) and abs(tiles.mpp / encoder_mpp - 1) > 0.1:
-        raise UserError(
-            f"{options.encoder} is made for {encoder_mpp} mpp, the tiles have {tiles.mpp}: resize the tiles"
-        )
     return tiles if tiles.splits is not None else split_by_group(tiles, options.val_fraction, options.seed)
 
 
@@ -90,8 +96,8 @@ def random_view(tile: torch.Tensor, crop: v2.Transform) -> torch.Tensor:
 
 def training_loader(tiles: LabelledTiles, processor: BaseImageProcessor, options: LoraOptions) -> DataLoader:
     """Shuffled batches of random views, {"tiles": uint8 (B, 3, size, size), "labels": int64 (B,)}."""
-    size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
-    crop = v2.RandomResizedCrop(size["height"], scale=(0.7, 1.0), ratio=(0.9, 1.1))  # mild: resolution means something
+    # A mild crop, because the size of things is what a pathologist reads.
+    crop = v2.RandomResizedCrop(processor.tile_size, scale=(0.7, 1.0), ratio=(0.9, 1.1))
     dataset = TileDataset(tiles, partial(random_view, crop=crop))
     return DataLoader(dataset, options.batch_size, shuffle=True, num_workers=options.workers)
 
@@ -99,26 +105,11 @@ def training_loader(tiles: LabelledTiles, processor: BaseImageProcessor, options
 # Views to loss.
 
 
-class TileClassifier(nn.Module):
-    """An encoder (plain or with LoRA), the processor and pooling rule of its release, and one linear layer."""
+def load_release(encoder: str, tiles_mpp: float | None) -> tuple[nn.Module, BaseImageProcessor]:
+    """The encoder and its image processor, which in any case says `pooling`, `tile_size` and `mpp` afterwards.
 
-    def __init__(self, encoder: nn.Module, processor: BaseImageProcessor, pooling: Pooling, classes: int):
-        super().__init__()
-        self.encoder, self.processor, self.pooling = encoder, processor, pooling
-        self.prefix_tokens = 1 + getattr(encoder.config, "num_register_tokens", 0)
-        self.head = nn.Linear(encoder.config.hidden_size * (2 if pooling == "cls+mean" else 1), classes)
-
-    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits (B, classes) and features (B, D) of uint8 tiles (B, 3, size, size)."""
-        pixels = self.processor(images=tiles, do_resize=False, do_center_crop=False, return_tensors="pt")[
-            "pixel_values"
-        ]
-        features = pool(self.encoder(pixels).last_hidden_state, self.pooling, self.prefix_tokens)
-        return self.head(features), features
-
-
-def load_release(encoder: str) -> tuple[nn.Module, BaseImageProcessor, Pooling]:
-    """The encoder, its image processor and its pooling rule. Raises UserError when weights are missing."""
+    Raises UserError when weights are missing, or the encoder is made for another resolution than that of the tiles.
+    """
     model, loading = AutoModel.from_pretrained(encoder, output_loading_info=True)
     missing = sorted(loading["missing_keys"])
     if any(not key.startswith("pooler.") for key in missing):
@@ -129,7 +120,31 @@ def load_release(encoder: str) -> tuple[nn.Module, BaseImageProcessor, Pooling]:
         nn.init.eye_(model.pooler.dense.weight)
         nn.init.zeros_(model.pooler.dense.bias)
     processor = AutoImageProcessor.from_pretrained(encoder)
-    return model, processor, pooling_of(getattr(processor, "pooling", None), encoder, model.config.model_type)
+    mpp = getattr(processor, "mpp", None)
+    if None not in (mpp, tiles_mpp) and abs(tiles_mpp / mpp - 1) > 0.1:
+        raise UserError(f"{encoder} is made for {mpp} mpp, the tiles have {tiles_mpp}: bring the tiles to {mpp}")
+    size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
+    processor.mpp = tiles_mpp if mpp is None else mpp
+    processor.tile_size = getattr(processor, "tile_size", None) or size["height"]
+    processor.pooling = pooling_of(getattr(processor, "pooling", None), encoder, model.config.model_type)
+    return model, processor
+
+
+class TileClassifier(nn.Module):
+    """An encoder (plain or with LoRA) and one linear layer, with the statistics and pooling rule of the release."""
+
+    def __init__(self, encoder: nn.Module, processor: BaseImageProcessor, classes: int):
+        super().__init__()
+        self.encoder, self.processor = encoder, processor
+        self.prefix_tokens = 1 + getattr(encoder.config, "num_register_tokens", 0)
+        self.head = nn.Linear(encoder.config.hidden_size * (2 if processor.pooling == "cls+mean" else 1), classes)
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits (B, classes) and features (B, D) of uint8 tiles (B, 3, size, size)."""
+        inputs = self.processor(images=tiles, do_resize=False, do_center_crop=False, return_tensors="pt")
+        tokens = self.encoder(inputs["pixel_values"]).last_hidden_state  # (B, 1 + patches, D)
+        features = pool(tokens, self.processor.pooling, self.prefix_tokens)
+        return self.head(features), features
 
 
 def add_lora(encoder: nn.Module, options: LoraOptions) -> PeftModel:
@@ -193,30 +208,31 @@ def probe(train_x: np.ndarray, train_labels: np.ndarray, val_x: np.ndarray) -> n
     return regression.fit(train_x, train_labels).predict_proba(val_x)
 
 
-def save_processor(processor: BaseImageProcessor, folder: Path, mpp: float | None) -> None:
-    """Writes the processor into `folder` with its `mpp`, also when that is None, which transformers leaves out."""
-    processor.save_pretrained(folder)
-    file = folder / "preprocessor_config.json"
-    write_json(file, {**json.loads(file.read_text()), "mpp": mpp})
+def save_release(model: nn.Module, processor: BaseImageProcessor, folder: Path, card: str | None = None) -> None:
+    """Writes the model, its processor and its card into `folder`, whole or not at all."""
+    with atomic_directory(folder) as partial_folder:
+        model.save_pretrained(partial_folder)
+        processor.save_pretrained(partial_folder)
+        # transformers leaves out an attribute that is None, but an unknown resolution is stated.
+        file = partial_folder / "preprocessor_config.json"
+        write_json(file, {**json.loads(file.read_text()), "mpp": processor.mpp})
+        if card is not None:
+            (partial_folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def save_models(model: TileClassifier, classes: Sequence[str], mpp: float | None, out: Path) -> nn.Module:
-    """Writes adapter/, merged/ and classifier/ and returns the merged encoder; `model` has no adapter any more."""
-    with atomic_directory(out / "adapter") as folder:
-        model.encoder.save_pretrained(folder)
-        save_processor(model.processor, folder, mpp)
+def save_models(model: TileClassifier, classes: Sequence[str], out: Path) -> None:
+    """Writes adapter/, merged/ and classifier/. Afterwards `model` has its adapter merged."""
+    base = model.encoder.peft_config["default"].base_model_name_or_path
+    card = ADAPTER_CARD.format(base=base, classes=", ".join(classes))
+    save_release(model.encoder, model.processor, out / "adapter", card)
     model.encoder = model.encoder.merge_and_unload()
-    with atomic_directory(out / "merged") as folder:
-        model.encoder.save_pretrained(folder)
-        save_processor(model.processor, folder, mpp)
+    save_release(model.encoder, model.processor, out / "merged")
+    if model.encoder.config.model_type == "vit" and model.processor.pooling == "cls":
+        save_release(vit_classifier(model.encoder, model.head, classes), model.processor, out / "classifier")
+        return
+    # No class of transformers pools in another way, so the head is saved alone, to put on the features of merged/.
     with atomic_directory(out / "classifier") as folder:
-        if model.encoder.config.model_type == "vit" and model.pooling == "cls":
-            vit_classifier(model.encoder, model.head, classes).save_pretrained(folder)
-            save_processor(model.processor, folder, mpp)
-        else:
-            # No class of transformers pools like this, so the head is saved alone, to put on the features of merged/.
-            save_file(model.head.state_dict(), folder / "head.safetensors", {"classes": json.dumps(list(classes))})
-    return model.encoder
+        save_file(model.head.state_dict(), folder / "head.safetensors", {"classes": json.dumps(list(classes))})
 
 
 def prediction_table(tiles: LabelledTiles, probabilities: np.ndarray) -> pd.DataFrame:
@@ -231,14 +247,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     (options,) = parse_config(LoraOptions, argv=argv)
     accelerator, out = Accelerator(cpu=options.cpu), Path(options.out)
     set_seed(options.seed)
-    encoder, processor, pooling = load_release(options.encoder)
-    encoder_mpp = getattr(processor, "mpp", None)
-    tiles = read_tiles(options, encoder_mpp)
+    tiles = read_tiles(options)
     train_tiles, val_tiles = tiles.subset("train"), tiles.subset("val")
+    encoder, processor = load_release(options.encoder, tiles.mpp)
 
     # Colour comes first because it decodes every tile: a damaged one is named before anything is trained.
     colour = probe(colour_numbers(train_tiles), train_tiles.labels, colour_numbers(val_tiles))
-    model = TileClassifier(add_lora(encoder, options), processor, pooling, len(tiles.classes))
+    model = TileClassifier(add_lora(encoder, options), processor, len(tiles.classes))
     # An adapter starts as the identity, so these are the features of the frozen encoder.
     (_, train_x), (_, val_x) = (predict(model, part, options, accelerator) for part in (train_tiles, val_tiles))
     frozen = probe(train_x, train_tiles.labels, val_x)
@@ -249,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metric = load_metric("classification")
         ways = {"colour_regression": colour, "frozen_probe": frozen, "lora": adapted}
         scores = {way: metric.compute(predictions=found, references=val_tiles.labels) for way, found in ways.items()}
-        save_models(model, tiles.classes, tiles.mpp if encoder_mpp is None else encoder_mpp, out)
+        save_models(model, tiles.classes, out)
         with atomic_path(out / "predictions.csv") as partial_file:
             prediction_table(val_tiles, adapted).to_csv(partial_file, index=False)
         facts = {"classes": tiles.classes, "train_tiles": len(train_tiles), "val_tiles": len(val_tiles)}

@@ -10,14 +10,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from sklearn.preprocessing import StandardScaler
-from torch.nn.utils.rnn import pad_sequence
 from transformers import HfArgumentParser
 
 from hf_pathology.atomic import atomic_directory, write_json
@@ -25,11 +24,11 @@ from hf_pathology.errors import UserError
 from hf_pathology.evaluation.intervals import Interval, auc_interval
 from hf_pathology.evaluation.scoring import average_over_cases, load_metric
 from hf_pathology.evaluation.splits import stratified_case_folds
+from hf_pathology.features.bags import draw_batch, read_labelled_bags, tiles_of
 from hf_pathology.features.store import SlideFeatures
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
-from hf_pathology.recipes.predict_slides import class_probabilities, feature_keys, load_bags, tiles_of, write_table
-from hf_pathology.slides.cohort import read_table
+from hf_pathology.recipes.predict_slides import class_probabilities, probability_columns, write_table
 
 
 logger = logging.getLogger(__name__)
@@ -80,8 +79,7 @@ class CrossValidation:
     def to_table(self) -> pd.DataFrame:
         """One row per slide: slide, case, label, fold, and the probability of each class."""
         columns = {"slide": self.slides, "case": self.cases, "label": self.labels, "fold": self.fold}
-        chances = {f"prob_{name}": column for name, column in zip(self.classes, self.probabilities.T)}
-        return pd.DataFrame(columns | chances)
+        return pd.DataFrame(columns | probability_columns(self.classes, self.probabilities))
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,9 @@ def train_mil(
     Raises UserError for mistakes in the table, and under a launcher with several processes.
     """
     device = one_device()
-    bags, labels, cases, missing = read_labelled_bags(features_dir, cohort)
-    validation = cross_validate(bags, labels, cases, folds=folds, training=training, device=device)
-    head = train_head(bags, labels, training=training, device=device)
+    data = read_labelled_bags(features_dir, cohort)
+    validation = cross_validate(data.bags, data.labels, data.cases, folds=folds, training=training, device=device)
+    head = train_head(data.bags, data.labels, training=training, device=device)
 
     out = Path(out)
     save_head(head, out / "head")
@@ -126,14 +124,16 @@ def train_mil(
             "auc": asdict(validation.auc),
             "mean_over_folds": validation.mean_metrics,
             "folds": validation.fold_metrics,
-            "classes": {name: labels.count(name) for name in validation.classes},
-            "cases": len(set(cases)),
-            "features": {name: getattr(bags[0], name) for name in ("encoder", "revision", "pooling", "size", "mpp")},
+            "slides": {name: data.labels.count(name) for name in validation.classes},
+            "cases": len(set(data.cases)),
+            "features": {
+                name: getattr(data.bags[0], name) for name in ("encoder", "revision", "pooling", "size", "mpp")
+            },
             "training": asdict(training),
-            "missing": missing,
+            "missing": data.missing,
         },
     )
-    return MilResult(head, validation, missing)
+    return MilResult(head, validation, data.missing)
 
 
 def cross_validate(
@@ -225,50 +225,12 @@ def new_head(bag: SlideFeatures, tiles: Sequence[torch.Tensor], classes: list[st
     return head
 
 
-def draw_batch(bags: Sequence[torch.Tensor], max_tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Up to `max_tiles` random tiles of each bag (n, D), padded to features (B, N, D) and mask (B, N), True = real."""
-    drawn = [tiles if len(tiles) <= max_tiles else tiles[torch.randperm(len(tiles))[:max_tiles]] for tiles in bags]
-    lengths = torch.tensor([len(tiles) for tiles in drawn])
-    features = pad_sequence(drawn, batch_first=True)
-    return features, torch.arange(features.shape[1]) < lengths.unsqueeze(1)
-
-
 def save_head(head: AbmilForSlideClassification, folder: str | Path) -> None:
     """Writes weights, configuration and code of `head`: it also loads where this package is not installed."""
     AbmilConfig.register_for_auto_class()
     AbmilForSlideClassification.register_for_auto_class("AutoModel")
     with atomic_directory(folder) as partial:
         head.save_pretrained(partial)
-
-
-def read_labelled_bags(
-    features_dir: str | Path, cohort: str | Path
-) -> tuple[list[SlideFeatures], list[str], list[str], list[str]]:
-    """Bags, labels and cases of the slides that `cohort` labels, and one message for each that cannot be used.
-
-    The table names a slide as `read_cohort` allows: by its key, or by file name or stem where that is unique.
-    """
-    rows = read_table(cohort, required=("slide", "label"))
-    rows = rows[rows["label"] != ""].to_dict("records")
-    names = slide_names(feature_keys(features_dir))
-    row_of = {names.get(row["slide"], row["slide"]): row for row in rows}
-    if len(row_of) < len(rows):
-        raise UserError(f"{cohort} names a slide twice: keep one row for each of the {len(row_of)} slides")
-    bags, missing = load_bags(features_dir, row_of)
-    if not bags:
-        raise UserError(f"{cohort} labels no slide that has features in {features_dir}")
-    labels = [row_of[bag.slide]["label"] for bag in bags]
-    return bags, labels, [row_of[bag.slide].get("case") or bag.slide for bag in bags], missing
-
-
-def slide_names(keys: Sequence[str]) -> dict[str, str]:
-    """What a table may call the slides with these keys: key, key without suffix, file name, stem; unique ones only."""
-    names: dict[str, set[str]] = {}
-    for key in keys:
-        path = PurePosixPath(key)
-        for name in (path.with_suffix("").as_posix(), path.name, path.stem):
-            names.setdefault(name, set()).add(key)
-    return {name: found.pop() for name, found in names.items() if len(found) == 1} | {key: key for key in keys}
 
 
 def one_device() -> torch.device:
@@ -291,9 +253,7 @@ class Arguments:
 
 def main() -> None:
     arguments, training = HfArgumentParser((Arguments, HeadTraining)).parse_args_into_dataclasses()
-    result = train_mil(
-        arguments.features, arguments.cohort, arguments.out, folds=arguments.folds, training=training
-    )
+    result = train_mil(arguments.features, arguments.cohort, arguments.out, folds=arguments.folds, training=training)
     print(f"ROC-AUC of unseen cases {result.validation.auc}: {arguments.out}")
     if result.missing:
         sys.exit("\n".join(result.missing))

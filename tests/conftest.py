@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from originals import FIXTURES, Case, read_case
 
 
 torch.set_num_threads(1)
@@ -27,3 +28,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real slides and tiles beside the checkout")
     return folder
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    """The case that `originals.cases` names: from `tests/fixtures`, or from the golden tensors where they lie."""
+    source, name = request.param
+    folder = FIXTURES if source == "fixtures" else request.getfixturevalue("goldens")
+    return read_case(folder / f"{name}.safetensors")

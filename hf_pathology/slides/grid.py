@@ -24,6 +24,7 @@ class TileGrid:
         extent: edge (x, y) of a tile in level-0 pixels.
         stride: distance (x, y) between neighbouring tiles in level-0 pixels.
         slide_size: width and height of level 0.
+        min_tissue: share of a tile's area that had to be tissue.
         xy: int64 (N, 2), top-left corners in level-0 pixels, row by row.
         tissue_fraction: float32 (N,), the share of a tile's area that is tissue.
     """
@@ -35,6 +36,7 @@ class TileGrid:
     extent: tuple[float, float]
     stride: tuple[float, float]
     slide_size: tuple[int, int]
+    min_tissue: float
     xy: np.ndarray
     tissue_fraction: np.ndarray
 
@@ -110,6 +112,7 @@ def tile_grid(
         extent=extent,
         stride=step,
         slide_size=slide.dimensions,
+        min_tissue=min_tissue,
         xy=xy[keep],
         tissue_fraction=fraction[keep],
     )

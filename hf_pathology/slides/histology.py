@@ -27,7 +27,7 @@ def draw_outline(rng: np.random.Generator, size: int) -> np.ndarray:
     """One to three ragged pieces over some 40 % of the slide, on some slides with a tear, bool (size, size)."""
     coarse = size // 8
     y, x = np.mgrid[:coarse, :coarse].astype(np.float32) / coarse - 0.5
-    tilt, pieces = rng.uniform(0, np.pi), int(rng.integers(1, 4))
+    tilt, pieces = rng.uniform(0, np.pi), int(rng.integers(1, 2 + min(2, size // 1000)))
     along, across = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
     height = np.full((coarse, coarse), -np.inf, np.float32)
     for piece in range(pieces):
@@ -44,7 +44,7 @@ def draw_outline(rng: np.random.Generator, size: int) -> np.ndarray:
         centre_y, centre_x = rng.choice(np.argwhere(tissue))
         distance = np.hypot(x - x[0, centre_x], y - y[centre_y, 0]) * size
         tissue &= distance > rng.uniform(160, 240) * (1 + 0.15 * smooth_noise(rng, coarse, 15))  # 160 um and more
-    tissue = fill_small_holes(remove_small_pieces(tissue, 1600), 1600)  # 160 um
+    tissue = fill_small_holes(remove_small_pieces(tissue, 1000), 1000)  # of 126 um
     soft = cv2.GaussianBlur(tissue.astype(np.float32), (0, 0), 1.5)
     return cv2.resize(soft, (size, size), interpolation=cv2.INTER_CUBIC) + 0.12 * smooth_noise(rng, size, 14) > 0.5
 
@@ -62,8 +62,8 @@ def stain_tissue(
     """The concentrations of haematoxylin and of eosin, float32 (size, size) each, 1 being strong.
 
     Args:
-        tissue: bool (size, size); `depth` float (size, size), the distance to its edge; `pattern` bool (size, size).
-        nests: what is drawn on `pattern`; the rest has spindle nuclei and fat cells.
+        tissue: bool (size, size); `depth` uint8 (size, size), the distance to its edge, 255 being 255 or more.
+        nests: what is drawn on `pattern`, bool (size, size); elsewhere there are fat cells, and stroma is everywhere.
     """
     size = len(tissue)
     cells, holes, nuclei = (np.zeros((size, size), np.uint8) for _ in range(3))
@@ -76,15 +76,20 @@ def stain_tissue(
     for nest in nests:
         draw_nuclei(rng, nuclei, nest.nuclei)
 
-    cells, holes, nuclei, present = (
-        cv2.GaussianBlur(canvas, (0, 0), sigma).astype(np.float32) / 255
-        for canvas, sigma in ((cells, 4), (holes, 1.5), (nuclei, 1), (tissue.astype(np.uint8) * 255, 2))
-    )
-    present *= 1 - holes
     grain = smooth_noise(rng, size, 3)
-    eosin = fibres + (0.5 - fibres) * cells  # cytoplasm is even, and on average as dark as the fibres
-    eosin *= (1 + 0.05 * grain) * (1 - 0.4 * nuclei) * present
-    haematoxylin = (0.1 + 0.08 * cells + nuclei * (0.85 + 0.12 * grain)) * present
+    cells, nuclei = soften(cells, 4), soften(nuclei, 1)
+    present = soften(tissue.astype(np.uint8) * 255, 2)
+    present *= 1 - soften(holes, 1.5)
+    eosin = fibres
+    eosin += (0.5 - fibres) * cells  # cytoplasm is even, and on average as dark as the fibres
+    eosin *= (1 + 0.05 * grain) * (1 - 0.4 * nuclei)
+    eosin *= present
+    haematoxylin = grain
+    haematoxylin *= 0.12
+    haematoxylin += 0.85
+    haematoxylin *= nuclei
+    haematoxylin += 0.1 + 0.08 * cells
+    haematoxylin *= present
     return haematoxylin, eosin
 
 
@@ -96,9 +101,9 @@ def place_fat(rng: np.random.Generator, depth: np.ndarray, pattern: np.ndarray) 
     for centre in jittered_lattice(rng, size, FAT_SPACING, 14):
         radius = rng.uniform(20, 42)
         x, y = centre.astype(int)
-        if patches[y, x] and not pattern[max(0, y - 120) : y + 120, max(0, x - 120) : x + 120].any():
-            if depth[y, x] > radius + CLEARANCE:
-                cells.append(centre + radius * polygon(ripple(rng, 40, 0.1)))
+        near = pattern[max(0, y - 120) : y + 120, max(0, x - 120) : x + 120]
+        if patches[y, x] and depth[y, x] > radius + CLEARANCE and not near.any():
+            cells.append(centre + radius * polygon(ripple(rng, 40, 0.1)))
     return cells
 
 
@@ -144,28 +149,28 @@ def draw_fibres(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 
 
 def render(
-    rng: np.random.Generator, haematoxylin: np.ndarray, eosin: np.ndarray, glass: np.ndarray, noise: np.ndarray
+    colour_rng: np.random.Generator, glass_rng: np.random.Generator, haematoxylin: np.ndarray, eosin: np.ndarray
 ) -> np.ndarray:
-    """The colours of stained tissue on glass, uint8 RGB (size, size, 3); hue and strength of both stains come from `rng`.
+    """The colours of stained tissue on glass, uint8 RGB (size, size, 3), from concentrations, float32 (size, size).
 
-    All arrays are float32 (size, size): concentrations, the light that glass lets through (1 = all), sensor noise.
+    The hue and strength of both stains come from `colour_rng`, uneven light and sensor noise from `glass_rng`.
     """
-    vectors = np.array([HAEMATOXYLIN, EOSIN]) * np.exp(rng.normal(0, 0.18, (2, 3)))
-    vectors *= np.array([[rng.uniform(1.1, 2.2)], [rng.uniform(0.6, 1.25)]])
-    white = rng.uniform(241, 249) + rng.uniform(-3, 3, 3)
-    image = np.empty((*glass.shape, 3), np.uint8)
+    size = len(eosin)
+    vectors = np.array([HAEMATOXYLIN, EOSIN]) * np.exp(colour_rng.normal(0, 0.18, (2, 3)))
+    vectors *= np.array([[colour_rng.uniform(1.1, 2.2)], [colour_rng.uniform(0.6, 1.25)]])
+    white = colour_rng.uniform(241, 249) + colour_rng.uniform(-3, 3, 3)
+    shade = 0.012 * np.abs(smooth_noise(glass_rng, size, size / 2))
+    noise = glass_rng.standard_normal((size, size), dtype=np.float32)
+    image = np.empty((size, size, 3), np.uint8)
     for channel, (h, e) in enumerate(vectors.T):
-        light = np.exp(-(h * haematoxylin + e * eosin), dtype=np.float32)
-        image[..., channel] = np.clip(white[channel] * light * glass + noise * rng.uniform(0.8, 1.2), 0, 255)
+        density = np.float32(h) * haematoxylin
+        density += np.float32(e) * eosin
+        density += shade
+        light = np.exp(-density, out=density)
+        light *= np.float32(white[channel])
+        light += np.float32(colour_rng.uniform(1.3, 1.9)) * noise
+        image[..., channel] = np.clip(light, 0, 255, out=light)
     return image
-
-
-def draw_glass(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Uneven illumination around 1, and sensor noise in grey levels, float32 (size, size) each."""
-    light = 1 - 0.012 * np.abs(smooth_noise(rng, size, size / 2))
-    noise = rng.standard_normal((size, size), dtype=np.float32)
-    noise *= 1.6
-    return light, noise
 
 
 def draw_ink(rng: np.random.Generator, image: np.ndarray, tissue: np.ndarray, ink: str) -> np.ndarray:
@@ -178,7 +183,7 @@ def draw_ink(rng: np.random.Generator, image: np.ndarray, tissue: np.ndarray, in
     forward, aside = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     path = (start_x, start_y) + size * (rng.uniform(0.25, 0.4) * t * forward + 0.03 * np.sin(7 * t) * aside)
     stroke = np.zeros((size, size), np.uint8)
-    width = int(max(36, size * rng.uniform(0.022, 0.032)))
+    width = int(max(64, size * rng.uniform(0.022, 0.032)))
     cv2.polylines(stroke, [np.rint(path).astype(np.int32)], False, 255, width, cv2.LINE_AA)
     density = cv2.GaussianBlur(stroke, (0, 0), 2).astype(np.float32) / 255 * (1 + 0.08 * smooth_noise(rng, size, 40))
     for channel, absorbance in enumerate(INKS[ink]):
@@ -201,6 +206,11 @@ def fill_polygons(canvas: np.ndarray, polygons: list[np.ndarray]) -> None:
     for corners in polygons:
         fixed = np.rint(corners * (1 << FRACTION_BITS)).astype(np.int32)
         cv2.fillPoly(canvas, [fixed], 255, cv2.LINE_AA, FRACTION_BITS)
+
+
+def soften(canvas: np.ndarray, sigma: float) -> np.ndarray:
+    """`canvas` (uint8) blurred and scaled to 0..1, float32."""
+    return cv2.GaussianBlur(canvas, (0, 0), sigma).astype(np.float32) / np.float32(255)
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cell: float) -> np.ndarray:

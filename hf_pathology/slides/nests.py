@@ -39,7 +39,7 @@ def place_nests(
     """Nests on a jittered hexagonal lattice wherever `pattern` is True and the tissue is deep enough.
 
     Args:
-        depth: float (size, size), the distance of each pixel to the edge of the tissue.
+        depth: uint8 (size, size), the distance of each pixel to the edge of the tissue, 255 being 255 or more.
         pattern: bool (size, size), the tissue that carries nests.
         label: one of `LABELS`.
         purity: between 0.5 and 1, how likely a nest is to have the arrangement of `label` and not of the other one.

@@ -13,13 +13,15 @@ import numpy as np
 
 from ..atomic import atomic_path
 from .aperio import write_aperio
-from .histology import INKS, draw_glass, draw_ink, draw_outline, draw_pattern, render, stain_tissue
+from .histology import INKS, draw_ink, draw_outline, draw_pattern, render, stain_tissue
 from .nests import LABELS, place_nests
 from .tissue import Tissue
 
 
 MPP = 0.5
 TRUTH_DOWNSAMPLE = 4
+MAX_WORKERS = 4  # each takes 0.4 GB at 3000 pixels
+MIN_SIZE = 512
 BLANK = "blank.svs"
 
 
@@ -53,19 +55,21 @@ def draw_slide(
         purity: between 0.5 and 1, the share of nests with the class's own arrangement, the others having the other
             class's; less is harder, and at 0.5 the classes are the same.
 
-    Lumens, vacuoles and fat cells are tissue; tears, all wider than 150 um, and ink are not.
+    Lumens, vacuoles and fat cells are tissue; tears, all wider than 130 um, and ink are not. Raises
+    ValueError for a `size` below 512.
     """
+    if size < MIN_SIZE:
+        raise ValueError(f"a slide of {size} pixels has no room for a piece of tissue: draw at least {MIN_SIZE}")
     streams = np.random.SeedSequence(seed).spawn(6)
     outline_rng, nest_rng, stroma_rng, colour_rng, glass_rng, pen_rng = (np.random.default_rng(s) for s in streams)
-    glass, noise = draw_glass(glass_rng, size)
     if label is None:
         nothing = np.zeros((size, size), np.float32)
-        return render(colour_rng, nothing, nothing, glass, noise), _truth(nothing > 0)
+        return render(colour_rng, glass_rng, nothing, nothing), _truth(nothing > 0)
     tissue = draw_outline(outline_rng, size)
-    depth = cv2.distanceTransform(tissue.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+    depth = cv2.convertScaleAbs(cv2.distanceTransform(tissue.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5))
     pattern = draw_pattern(nest_rng, tissue, pattern_share)
     nests = place_nests(nest_rng, depth, pattern, label, purity)
-    image = render(colour_rng, *stain_tissue(stroma_rng, tissue, depth, pattern, nests), glass, noise)
+    image = render(colour_rng, glass_rng, *stain_tissue(stroma_rng, tissue, depth, pattern, nests))
     if pen is not None:
         tissue &= ~draw_ink(pen_rng, image, tissue, pen)
     return image, _truth(tissue)
@@ -88,7 +92,7 @@ def write_demo_cohort(
         cases_per_class: each case has one slide; a third of each class is the test split.
         size: edge of a slide in pixels of 0.5 um.
         pattern_share, purity: how hard the classes are to tell apart, see `draw_slide`.
-        workers: processes; one for each processor when None, and no further process when 1.
+        workers: processes; one for each processor, at most 4, when None, and no further process when 1.
         progress: called with the number of slides written so far, and of all.
 
     `folder` receives the slides (`case_00.svs` ..., half of them with a pen mark), one slide of mere glass that is not in
@@ -101,7 +105,7 @@ def write_demo_cohort(
         (folder, slide, [seed, index], size, pattern_share, purity)
         for index, slide in enumerate([*cohort, DemoSlide(BLANK, "", None, "", None)])
     ]
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or min(MAX_WORKERS, os.cpu_count() or 1), len(jobs))
     if workers == 1:
         for done, job in enumerate(jobs, start=1):
             _write_slide(*job)

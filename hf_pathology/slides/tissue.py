@@ -13,7 +13,8 @@ from ..errors import SlideError, UserError
 from .reader import Slide
 
 
-SATURATION_RANGE = (15, 40)  # of 255: what Otsu may choose between; CLAM's presets threshold at 8 to 20
+SATURATION_RANGE = (15, 25)  # of 255: what Otsu may choose between; CLAM's presets threshold at 8 to 20
+PEN_UM = 12.0  # half the width of the thinnest stroke; blue nuclei are narrower
 GAP_UM = 8.0  # clefts between fibres up to twice this width belong to the tissue
 ASSUMED_MPP = 0.5  # for the sizes of specks and holes on slides that declare no resolution
 
@@ -66,32 +67,31 @@ def find_tissue(
     """
     image, extent = slide.overview(max_edge)  # uint8 (h, w, 3)
     image = cv2.medianBlur(np.ascontiguousarray(image), 5)
-    pen = find_pen(image)
+    um_per_pixel = _um_per_pixel(slide, extent)
+    pen = find_pen(image, um_per_pixel)
     saturation = stain_saturation(image)  # uint8 (h, w)
     mask = (saturation > saturation_threshold(saturation[~pen])) & ~pen
-
-    um_per_pixel = _um_per_pixel(slide, extent)
     gap = max(1.0, GAP_UM / um_per_pixel)
     mask = ~grow(~grow(mask, gap), gap)
     mask = fill_small_holes(mask, (max_hole_um / um_per_pixel) ** 2) & ~pen
     return Tissue(remove_small_pieces(mask, (min_piece_um / um_per_pixel) ** 2), (float(extent[0]), float(extent[1])))
 
 
-def find_pen(image: np.ndarray) -> np.ndarray:
-    """Where `image` (uint8 RGB (h, w, 3)) shows red, green, blue or black ink, bool (h, w).
+def find_pen(image: np.ndarray, um_per_pixel: float) -> np.ndarray:
+    """Where `image` (uint8 RGB (h, w, 3)) shows strokes of red, green, blue or black ink, bool (h, w).
 
     Ink differs from haematoxylin and eosin (hues of 125 to 176 of OpenCV's 180) by its hue, and black ink from dark
-    nuclei by having none. Specks are left alone: erythrocytes and pigment have such colours too.
+    nuclei by having none. What is thinner than a stroke is left alone: blue nuclei, erythrocytes and pigment.
     """
     hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
-    chroma = cv2.subtract(image.max(axis=2), image.min(axis=2))
+    chroma = cv2.multiply(saturation, value, scale=1 / 255)
     red = ((hue >= 176) | (hue <= 5)) & (saturation >= 165) & (value >= 60)
     green = (hue >= 35) & (hue <= 95) & (saturation >= 70)
     blue = (hue > 95) & (hue <= 122) & (saturation >= 100)
     black = (value <= 75) & (chroma <= 28)
-    ink = (red | green | blue | black).astype(np.uint8)
-    core = cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
-    return grow(core > 0, 4.0)  # over the blurred rim, whose paler colour is not ink's
+    half_width = max(2.0, PEN_UM / um_per_pixel)
+    core = ~grow(~(red | green | blue | black), half_width)
+    return grow(core, half_width + 4)  # and over the blurred rim, whose paler colour is not ink's
 
 
 def stain_saturation(image: np.ndarray) -> np.ndarray:

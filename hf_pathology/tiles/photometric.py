@@ -1,5 +1,7 @@
 """Colour changes of views, for a whole batch at once, each view by its own numbers, on the device of the batch."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -68,28 +70,33 @@ def gray(pixels: torch.Tensor) -> torch.Tensor:
 
 def turn_hue(pixels: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """`pixels` (N, 3, H, W) with the hue of HSV turned by `turns` (N, 1, 1, 1) of a circle; saturation and value stay."""
-    value, brightest = pixels.max(dim=1, keepdim=True)
-    chroma = value - pixels.amin(dim=1, keepdim=True)
     red, green, blue = pixels.split(1, dim=1)
-    sixths = (
-        torch.where(brightest == 0, (green - blue), torch.where(brightest == 1, (blue - red), (red - green)))
-        / chroma.clamp(min=1e-8)
-        + 2.0 * brightest
-    )
-    hue = sixths + 6.0 * turns
-    offset = hue.new_tensor([5.0, 3.0, 1.0]).view(3, 1, 1)
-    k = (hue + offset) % 6.0  # HSV to RGB without cases: value - chroma * clamp(min(k, 4 - k), 0, 1)
-    return value - chroma * torch.minimum(k, 4.0 - k).clamp_(0, 1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    sixths = torch.where(
+        value == red, green - blue, torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
+    ) / chroma.clamp(min=1e-8)
+    # HSV to RGB without cases: value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (5, 3, 1) + hue, modulo 6.
+    circle = sixths / 6 + turns + pixels.new_tensor([5 / 6, 3 / 6, 1 / 6]).view(3, 1, 1)  # (N, 3, H, W)
+    k = (circle - circle.floor()).mul_(6)
+    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
 def blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Each view of `pixels` (N, 3, H, W) blurred by a Gaussian of its `sigma` (N, 1, 1, 1) pixels; edges are mirrored."""
-    n, channels, height, width = pixels.shape
+    height, width = pixels.shape[2:]
     radius = min(BLUR_RADIUS, height - 1, width - 1)
     place = torch.arange(-radius, radius + 1, device=pixels.device, dtype=pixels.dtype)
-    kernel = torch.exp(-0.5 * (place / sigma.view(-1, 1)) ** 2)  # (N, taps)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)  # (N * 3, taps)
-    stacked = nn.functional.pad(pixels.flatten(0, 1)[None], (radius,) * 4, mode="reflect")  # (1, N * 3, H', W')
-    stacked = nn.functional.conv2d(stacked, kernel[:, None, None, :], groups=n * channels)
-    stacked = nn.functional.conv2d(stacked, kernel[:, None, :, None], groups=n * channels)
-    return stacked.view(n, channels, height, width)
+    taps = torch.exp(-0.5 * (place / sigma) ** 2)  # (N, 1, 1, taps)
+    taps = (taps / taps.sum(dim=3, keepdim=True)).split(1, dim=3)
+    padded = nn.functional.pad(pixels, (radius,) * 4, mode="reflect")
+    rows = sum_of_products(taps, [padded[..., i : i + width] for i in range(len(taps))])
+    return sum_of_products(taps, [rows[..., i : i + height, :] for i in range(len(taps))])
+
+
+def sum_of_products(weights: Sequence[torch.Tensor], terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """weights[0] * terms[0] + weights[1] * terms[1] + ..., without an array for each product."""
+    total = weights[0] * terms[0]
+    for weight, term in zip(weights[1:], terms[1:]):
+        total.addcmul_(weight, term)
+    return total

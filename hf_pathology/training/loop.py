@@ -13,7 +13,7 @@ The loader is an endless iterable of batches with `state_dict()` and `load_state
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +67,11 @@ class TrainingOptions:
     keep_checkpoints: int = 2
     max_non_finite: int = 3
     cpu: bool = False
+
+    def deciding(self) -> dict[str, Any]:
+        """The options that decide the result; the others may change when a run goes on."""
+        free = {"log_every", "panel_every", "checkpoint_every", "keep_checkpoints", "max_non_finite", "cpu"}
+        return {name: value for name, value in asdict(self).items() if name not in free}
 
 
 class ResumableLoader(Protocol):
