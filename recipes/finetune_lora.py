@@ -8,8 +8,8 @@ regression on six colour numbers of each tile: on many tile sets colour alone ne
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
@@ -26,15 +25,18 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, get_scheduler
+from transformers import get_scheduler
 
 from hf_pathology.atomic import atomic_directory, atomic_path, write_json
 from hf_pathology.errors import UserError
 from hf_pathology.evaluation.scoring import load_metric
-from hf_pathology.features.pooling import pool, pooling_of
+from hf_pathology.features.encoder import Encoder, load_encoder
+from hf_pathology.features.pooling import pool
+from hf_pathology.hub_upload.export import release_model, release_processor
 from hf_pathology.modeling.modeling_tile_classifier import vit_classifier
 from hf_pathology.tiles.folder import LabelledTiles, TileDataset, colour_numbers, read_tile_folder, split_by_group
 from hf_pathology.training.config import parse_config
+from hf_pathology.training.start import run_recipe, start
 
 
 # The projections of the attention, under their names in transformers 5.9 and later, and in other encoders.
@@ -83,81 +85,73 @@ def read_tiles(options: LoraOptions) -> LabelledTiles:
     return tiles if tiles.splits is not None else split_by_group(tiles, options.val_fraction, options.seed)
 
 
-def plain_view(tile: torch.Tensor, processor: BaseImageProcessor) -> torch.Tensor:
-    """The tile as the release's processor resizes and crops it, still uint8 (3, size, size)."""
-    return processor(images=tile, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+def plain_view(size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes of a tile, uint8 (h, w, 3), the same at the size of the encoder's input, uint8 (size, size, 3)."""
+    return partial(_view, transform=v2.Resize([size, size], v2.InterpolationMode.BICUBIC))
 
 
-def random_view(tile: torch.Tensor, crop: v2.Transform) -> torch.Tensor:
-    """A crop of the tile, turned by a multiple of 90 degrees and perhaps mirrored, uint8 (3, size, size)."""
-    tile = torch.rot90(crop(tile), int(torch.randint(4, ())), dims=(1, 2))
-    return tile.flip(2) if torch.rand(()) < 0.5 else tile
+def random_view(size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes of a tile, uint8 (h, w, 3), a mild crop in any of the eight orientations, uint8 (size, size, 3).
+
+    The crop is mild because the size of things is what a pathologist reads.
+    """
+    crop = v2.RandomResizedCrop(size, (0.7, 1.0), (0.9, 1.1), v2.InterpolationMode.BICUBIC)
+    turns = v2.RandomChoice([v2.RandomRotation((angle, angle)) for angle in (0, 90, 180, 270)])
+    return partial(_view, transform=v2.Compose([crop, turns, v2.RandomHorizontalFlip()]))
 
 
-def training_loader(tiles: LabelledTiles, processor: BaseImageProcessor, options: LoraOptions) -> DataLoader:
-    """Shuffled batches of random views, {"tiles": uint8 (B, 3, size, size), "labels": int64 (B,)}."""
-    # A mild crop, because the size of things is what a pathologist reads.
-    crop = v2.RandomResizedCrop(processor.tile_size, scale=(0.7, 1.0), ratio=(0.9, 1.1))
-    dataset = TileDataset(tiles, partial(random_view, crop=crop))
-    return DataLoader(dataset, options.batch_size, shuffle=True, num_workers=options.workers)
+def _view(tile: np.ndarray, transform: v2.Transform) -> np.ndarray:
+    return transform(torch.from_numpy(tile).permute(2, 0, 1)).permute(1, 2, 0).numpy()
 
 
 # Views to loss.
 
 
-def load_release(encoder: str, tiles_mpp: float | None) -> tuple[nn.Module, BaseImageProcessor]:
-    """The encoder and its image processor, which in any case says `pooling`, `tile_size` and `mpp` afterwards.
-
-    Raises UserError when weights are missing, or the encoder is made for another resolution than that of the tiles.
-    """
-    model, loading = AutoModel.from_pretrained(encoder, output_loading_info=True)
-    missing = sorted(loading["missing_keys"])
-    if any(not key.startswith("pooler.") for key in missing):
-        raise UserError(f"{encoder} lacks the weights {', '.join(missing[:5])}: it is not a whole encoder")
-    if missing:
-        # A pooler that nobody trained would go into merged/ as noise: it becomes the identity, as in our releases.
-        model.config.pooler_act, model.pooler.activation = "linear", nn.Identity()
-        nn.init.eye_(model.pooler.dense.weight)
-        nn.init.zeros_(model.pooler.dense.bias)
-    processor = AutoImageProcessor.from_pretrained(encoder)
-    mpp = getattr(processor, "mpp", None)
-    if None not in (mpp, tiles_mpp) and abs(tiles_mpp / mpp - 1) > 0.1:
-        raise UserError(f"{encoder} is made for {mpp} mpp, the tiles have {tiles_mpp}: bring the tiles to {mpp}")
-    size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
-    processor.mpp = tiles_mpp if mpp is None else mpp
-    processor.tile_size = getattr(processor, "tile_size", None) or size["height"]
-    processor.pooling = pooling_of(getattr(processor, "pooling", None), encoder, model.config.model_type)
-    return model, processor
-
-
 class TileClassifier(nn.Module):
-    """An encoder (plain or with LoRA) and one linear layer, with the statistics and pooling rule of the release."""
+    """An encoder, plain or with LoRA, and one linear layer on its features.
 
-    def __init__(self, encoder: nn.Module, processor: BaseImageProcessor, classes: int):
+    Args:
+        model: `encoder.model`, or the same with an adapter.
+        encoder: says with which statistics tiles go in, and how the output is pooled.
+        classes: how many.
+    """
+
+    def __init__(self, model: nn.Module, encoder: Encoder, classes: int):
         super().__init__()
-        self.encoder, self.processor = encoder, processor
-        self.prefix_tokens = 1 + getattr(encoder.config, "num_register_tokens", 0)
-        self.head = nn.Linear(encoder.config.hidden_size * (2 if processor.pooling == "cls+mean" else 1), classes)
+        self.model, self.encoder = model, encoder
+        self.head = nn.Linear(model.config.hidden_size * (2 if encoder.pooling == "cls+mean" else 1), classes)
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits (B, classes) and features (B, D) of uint8 tiles (B, 3, size, size)."""
-        inputs = self.processor(images=tiles, do_resize=False, do_center_crop=False, return_tensors="pt")
-        tokens = self.encoder(inputs["pixel_values"]).last_hidden_state  # (B, 1 + patches, D)
-        features = pool(tokens, self.processor.pooling, self.prefix_tokens)
+        """The logits (B, classes) and features (B, D) of uint8 tiles (B, size, size, 3)."""
+        tokens = self.model(self.encoder.pixels(tiles)).last_hidden_state  # (B, 1 + patches, D)
+        features = pool(tokens, self.encoder.pooling, self.encoder.prefix_tokens)
         return self.head(features), features
 
 
-def add_lora(encoder: nn.Module, options: LoraOptions) -> PeftModel:
-    """The encoder with a low-rank update beside each query and value projection; nothing else of it learns."""
+def load_for(tiles: LabelledTiles, encoder: str) -> Encoder:
+    """The encoder, at the resolution of the tiles where its release states none. Raises UserError when both differ."""
+    loaded = load_encoder(encoder)
+    if loaded.mpp is None:
+        return replace(loaded, mpp=tiles.mpp)
+    if tiles.mpp is not None and abs(tiles.mpp / loaded.mpp - 1) > 0.01:
+        raise UserError(
+            f"{encoder} was trained at {loaded.mpp} mpp and the tiles are at {tiles.mpp}: resize the tiles"
+        )
+    return loaded
+
+
+def add_lora(model: nn.Module, options: LoraOptions) -> PeftModel:
+    """The model with a low-rank update beside each query and value projection; nothing else of it learns."""
     targets = {"target_modules": QUERY_AND_VALUE, "lora_dropout": options.dropout}
-    return get_peft_model(encoder, LoraConfig(r=options.rank, lora_alpha=options.alpha, **targets))
+    return get_peft_model(model, LoraConfig(r=options.rank, lora_alpha=options.alpha, **targets))
 
 
 def train(model: TileClassifier, tiles: LabelledTiles, options: LoraOptions, accelerator: Accelerator) -> list[float]:
     """Trains the adapter and the head in place; the mean loss of each epoch. Raises UserError when it is not finite."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=options.learning_rate, weight_decay=options.weight_decay)
-    loader = training_loader(tiles, model.processor, options)
+    dataset = TileDataset(tiles, random_view(model.encoder.size))
+    loader = DataLoader(dataset, options.batch_size, shuffle=True, num_workers=options.workers)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     steps = options.epochs * len(loader)
     # The schedule is not prepared: accelerate would step it once for every process.
@@ -187,7 +181,7 @@ def predict(
     model: TileClassifier, tiles: LabelledTiles, options: LoraOptions, accelerator: Accelerator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class probabilities (N, C) and features (N, D), float32, of the plain view of every tile, in order."""
-    dataset = TileDataset(tiles, partial(plain_view, processor=model.processor))
+    dataset = TileDataset(tiles, plain_view(model.encoder.size))
     loader = accelerator.prepare(DataLoader(dataset, options.batch_size, num_workers=options.workers))
     model.to(accelerator.device).eval()
     parts = []
@@ -208,31 +202,35 @@ def probe(train_x: np.ndarray, train_labels: np.ndarray, val_x: np.ndarray) -> n
     return regression.fit(train_x, train_labels).predict_proba(val_x)
 
 
-def save_release(model: nn.Module, processor: BaseImageProcessor, folder: Path, card: str | None = None) -> None:
-    """Writes the model, its processor and its card into `folder`, whole or not at all."""
-    with atomic_directory(folder) as partial_folder:
-        model.save_pretrained(partial_folder)
-        processor.save_pretrained(partial_folder)
-        # transformers leaves out an attribute that is None, but an unknown resolution is stated.
-        file = partial_folder / "preprocessor_config.json"
-        write_json(file, {**json.loads(file.read_text()), "mpp": processor.mpp})
+def save_release(model: nn.Module, encoder: Encoder, folder: Path, card: str | None = None) -> None:
+    """Writes the model with the image processor of `encoder`, and a card, into `folder`, whole or not at all."""
+    statistics = {"mean": list(encoder.mean), "std": list(encoder.std)}
+    with atomic_directory(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        release_processor(
+            tile_size=encoder.size, mpp=encoder.mpp, pooling=encoder.pooling, **statistics
+        ).save_pretrained(unfinished)
+        # transformers leaves out what is None, but a resolution that is not known is stated.
+        file = unfinished / "preprocessor_config.json"
+        write_json(file, {**json.loads(file.read_text()), "mpp": encoder.mpp})
         if card is not None:
-            (partial_folder / "README.md").write_text(card, encoding="utf-8")
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
 def save_models(model: TileClassifier, classes: Sequence[str], out: Path) -> None:
     """Writes adapter/, merged/ and classifier/. Afterwards `model` has its adapter merged."""
-    base = model.encoder.peft_config["default"].base_model_name_or_path
-    card = ADAPTER_CARD.format(base=base, classes=", ".join(classes))
-    save_release(model.encoder, model.processor, out / "adapter", card)
-    model.encoder = model.encoder.merge_and_unload()
-    save_release(model.encoder, model.processor, out / "merged")
-    if model.encoder.config.model_type == "vit" and model.processor.pooling == "cls":
-        save_release(vit_classifier(model.encoder, model.head, classes), model.processor, out / "classifier")
+    encoder = model.encoder
+    card = ADAPTER_CARD.format(base=encoder.name, classes=", ".join(classes))
+    save_release(model.model, encoder, out / "adapter", card)
+    model.model = model.model.merge_and_unload()
+    is_vit = model.model.config.model_type == "vit"
+    save_release(release_model(model.model) if is_vit else model.model, encoder, out / "merged")
+    if is_vit and encoder.pooling == "cls":
+        save_release(vit_classifier(model.model, model.head, classes), encoder, out / "classifier")
         return
     # No class of transformers pools in another way, so the head is saved alone, to put on the features of merged/.
-    with atomic_directory(out / "classifier") as folder:
-        save_file(model.head.state_dict(), folder / "head.safetensors", {"classes": json.dumps(list(classes))})
+    with atomic_directory(out / "classifier") as unfinished:
+        save_file(model.head.state_dict(), unfinished / "head.safetensors", {"classes": json.dumps(list(classes))})
 
 
 def prediction_table(tiles: LabelledTiles, probabilities: np.ndarray) -> pd.DataFrame:
@@ -245,15 +243,14 @@ def prediction_table(tiles: LabelledTiles, probabilities: np.ndarray) -> pd.Data
 
 def main(argv: Sequence[str] | None = None) -> None:
     (options,) = parse_config(LoraOptions, argv=argv)
-    accelerator, out = Accelerator(cpu=options.cpu), Path(options.out)
-    set_seed(options.seed)
+    accelerator, out = start(cpu=options.cpu, seed=options.seed), Path(options.out)
     tiles = read_tiles(options)
     train_tiles, val_tiles = tiles.subset("train"), tiles.subset("val")
-    encoder, processor = load_release(options.encoder, tiles.mpp)
+    encoder = load_for(tiles, options.encoder)
 
     # Colour comes first because it decodes every tile: a damaged one is named before anything is trained.
     colour = probe(colour_numbers(train_tiles), train_tiles.labels, colour_numbers(val_tiles))
-    model = TileClassifier(add_lora(encoder, options), processor, len(tiles.classes))
+    model = TileClassifier(add_lora(encoder.model, options), encoder, len(tiles.classes))
     # An adapter starts as the identity, so these are the features of the frozen encoder.
     (_, train_x), (_, val_x) = (predict(model, part, options, accelerator) for part in (train_tiles, val_tiles))
     frozen = probe(train_x, train_tiles.labels, val_x)
@@ -265,12 +262,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         ways = {"colour_regression": colour, "frozen_probe": frozen, "lora": adapted}
         scores = {way: metric.compute(predictions=found, references=val_tiles.labels) for way, found in ways.items()}
         save_models(model, tiles.classes, out)
-        with atomic_path(out / "predictions.csv") as partial_file:
-            prediction_table(val_tiles, adapted).to_csv(partial_file, index=False)
+        with atomic_path(out / "predictions.csv") as unfinished:
+            prediction_table(val_tiles, adapted).to_csv(unfinished, index=False)
         facts = {"classes": tiles.classes, "train_tiles": len(train_tiles), "val_tiles": len(val_tiles)}
-        write_json(out / "metrics.json", {**scores, "losses": losses, **facts, "options": asdict(options)})
+        facts |= {"encoder_revision": encoder.revision, "options": asdict(options)}
+        write_json(out / "metrics.json", {**scores, "losses": losses, **facts})
         print(pd.DataFrame(scores).T.round(3).to_string())
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

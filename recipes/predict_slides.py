@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel, HfArgumentParser, PreTrainedModel
 
-import hf_pathology  # noqa: F401 - AutoModel knows our heads from here on
 from hf_pathology.atomic import atomic_path
 from hf_pathology.errors import UserError
 from hf_pathology.features.bags import feature_keys, load_bags, tiles_of
@@ -37,7 +36,7 @@ def load_head(folder: str | Path) -> PreTrainedModel:
     """The head saved in `folder`, in evaluation mode. Raises UserError when there is none, or when it lacks weights."""
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder} holds no head: make one with `hf-pathology train-mil`")
-    head, loading = AutoModel.from_pretrained(folder, output_loading_info=True)
+    head, loading = AutoModel.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
     if loading["missing_keys"]:
         raise UserError(
             f"{folder} lacks the weights {', '.join(sorted(loading['missing_keys']))}: train the head again"

@@ -45,7 +45,7 @@ def cases(*names: str) -> list:
 
 
 def vit_config(arguments: dict) -> ViTConfig:
-    """The config of an original ViT; its LayerNorm has torch's epsilon unless it was told another."""
+    """The config of an original ViT, whose constructors give LayerNorm an epsilon of 1e-6."""
     return ViTConfig(
         image_size=arguments["img_size"][0],
         patch_size=arguments["patch_size"],

@@ -83,7 +83,8 @@ def find_pen(image: np.ndarray, um_per_pixel: float) -> np.ndarray:
     Ink differs from haematoxylin and eosin (hues of 125 to 176 of OpenCV's 180) by its hue, and black ink from dark
     nuclei by having none. What is thinner than a stroke is left alone: blue nuclei, erythrocytes and pigment.
     """
-    hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    blend = max(1, round(PEN_UM / um_per_pixel))  # nuclei, blue or under ink, blend into what is around them
+    hue, saturation, value = cv2.split(cv2.cvtColor(cv2.blur(image, (blend, blend)), cv2.COLOR_RGB2HSV))
     chroma = cv2.multiply(saturation, value, scale=1 / 255)
     red = ((hue >= 176) | (hue <= 5)) & (saturation >= 165) & (value >= 60)
     green = (hue >= 35) & (hue <= 95) & (saturation >= 70)
@@ -91,7 +92,7 @@ def find_pen(image: np.ndarray, um_per_pixel: float) -> np.ndarray:
     black = (value <= 75) & (chroma <= 28)
     half_width = max(2.0, PEN_UM / um_per_pixel)
     core = ~grow(~(red | green | blue | black), half_width)
-    return grow(core, half_width + 4)  # and over the blurred rim, whose paler colour is not ink's
+    return grow(core, 1.2 * half_width + 3)  # and over the blurred rim, whose paler colour is not ink's
 
 
 def stain_saturation(image: np.ndarray) -> np.ndarray:

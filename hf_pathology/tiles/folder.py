@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
 from torch.utils.data import Dataset
@@ -62,30 +61,30 @@ class LabelledTiles:
 
 
 class TileDataset(Dataset):
-    """Decoded tiles with their labels: {"tiles": uint8 (3, H, W), "labels": int}, or `view` of the tile."""
+    """Decoded tiles with their labels: {"tiles": uint8 (h, w, 3), "labels": int}, or `view` of the tile."""
 
-    def __init__(self, tiles: LabelledTiles, view: Callable[[torch.Tensor], torch.Tensor] | None = None):
+    def __init__(self, tiles: LabelledTiles, view: Callable[[np.ndarray], np.ndarray] | None = None):
         self.tiles = tiles
         self.view = view
 
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor | int]:
+    def __getitem__(self, i: int) -> dict[str, np.ndarray | int]:
         tile = read_tile(self.tiles.folder / self.tiles.paths[i])
         return {"tiles": tile if self.view is None else self.view(tile), "labels": int(self.tiles.labels[i])}
 
 
-def read_tile(path: str | Path) -> torch.Tensor:
-    """The image at `path`, uint8 (3, H, W). Raises UserError that names a file which is not an 8-bit image."""
+def read_tile(path: str | Path) -> np.ndarray:
+    """The image at `path`, uint8 (h, w, 3). Raises UserError that names a file which is not an 8-bit image."""
     try:
         with Image.open(path) as image:
-            mode, pixels = image.mode, np.array(image.convert("RGB"))  # (H, W, 3)
+            mode, tile = image.mode, np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
     if mode not in ("RGB", "RGBA", "L", "P"):
         raise UserError(f"{path} is an image of mode {mode}: save it as 8-bit RGB")
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return tile
 
 
 def colour_numbers(tiles: LabelledTiles) -> np.ndarray:
@@ -95,8 +94,8 @@ def colour_numbers(tiles: LabelledTiles) -> np.ndarray:
     """
 
     def of_tile(path: str) -> np.ndarray:
-        pixels = read_tile(tiles.folder / path).float()
-        return torch.cat([pixels.mean(dim=(1, 2)), pixels.std(dim=(1, 2))]).numpy()
+        pixels = read_tile(tiles.folder / path).astype(np.float32)
+        return np.concatenate([pixels.mean(axis=(0, 1)), pixels.std(axis=(0, 1))])
 
     with ThreadPoolExecutor() as threads:
         return np.stack(list(threads.map(of_tile, tiles.paths)))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+from transformers.utils import logging
 
 from ..errors import UserError
 from .interrupt import Interrupted
@@ -26,6 +27,7 @@ def start(*, cpu: bool, seed: int) -> Accelerator:
 
 def run_recipe(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv)` and exits: 0 when all was done, 1 with one line for a mistake, 128 + signal when stopped."""
+    logging.disable_progress_bar()  # ours say more than the bars of each file that is loaded
     try:
         main(argv)
     except UserError as error:

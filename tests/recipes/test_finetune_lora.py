@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
@@ -22,8 +24,9 @@ from transformers import (
 )
 
 from hf_pathology.errors import UserError
+from hf_pathology.features.encoder import load_encoder
 from hf_pathology.recipes import finetune_lora
-from hf_pathology.recipes.finetune_lora import LoraOptions, TileClassifier, add_lora, load_release, main
+from hf_pathology.recipes.finetune_lora import LoraOptions, TileClassifier, add_lora, main, save_models
 from hf_pathology.tiles.folder import TileDataset, read_tile_folder
 
 
@@ -53,7 +56,9 @@ def write_release(folder, pooling="cls", mpp=0.5, pooler=True):
     encoder.save_pretrained(folder)
     statistics = {"image_mean": [0.7, 0.5, 0.6], "image_std": [0.2, 0.25, 0.2]}
     size = {"height": 32, "width": 32}
-    ViTImageProcessor(size=size, tile_size=32, pooling=pooling, mpp=mpp, **statistics).save_pretrained(folder)
+    ViTImageProcessor(size=size, resample=3, tile_size=32, pooling=pooling, mpp=mpp, **statistics).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -192,9 +197,8 @@ def test_nothing_half_written_stays_behind(out):
 
 
 def test_only_the_adapter_and_the_head_move(release, textures):
-    encoder, processor = load_release(str(release), None)
-    chosen = options(tiles=textures)
-    model = TileClassifier(add_lora(encoder, chosen), processor, 2)
+    encoder, chosen = load_encoder(release), options(tiles=textures)
+    model = TileClassifier(add_lora(encoder.model, chosen), encoder, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     finetune_lora.train(model, finetune_lora.read_tiles(chosen).subset("train"), chosen, Accelerator(cpu=True))
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -202,76 +206,77 @@ def test_only_the_adapter_and_the_head_move(release, textures):
 
 
 def test_the_adapter_sits_on_query_and_value_and_not_on_the_pooler(release):
-    adapted = add_lora(load_release(str(release), None)[0], options())
+    adapted = add_lora(load_encoder(release).model, options())
     places = {name.split(".lora_")[0].split(".")[-1] for name, _ in adapted.named_parameters() if ".lora_" in name}
     assert places == {"q_proj", "v_proj"}
 
 
 @pytest.mark.parametrize(("pooling", "width"), [("cls", 32), ("mean", 32), ("cls+mean", 64)])
 def test_the_classifier_pools_as_the_release_says(tmp_path, pooling, width):
-    encoder, processor = load_release(str(write_release(tmp_path, pooling)), None)
-    model = TileClassifier(encoder, processor, 3).eval()
-    tiles = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    logits, features = model(tiles)
-    pixels = (tiles / 255 - torch.tensor(processor.image_mean)[:, None, None]) / torch.tensor(processor.image_std)[
-        :, None, None
-    ]
-    tokens = encoder(pixels).last_hidden_state
-    expected = {"cls": tokens[:, 0], "mean": tokens[:, 1:].mean(dim=1)}
-    expected["cls+mean"] = torch.cat([expected["cls"], expected["mean"]], dim=1)
-    torch.testing.assert_close(features, expected[pooling], atol=1e-5, rtol=1e-4)
+    encoder = load_encoder(write_release(tmp_path, pooling))
+    tiles = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    logits, features = TileClassifier(encoder.model, encoder, 3)(tiles)
+    torch.testing.assert_close(features.detach(), encoder(tiles))
     assert logits.shape == (2, 3) and features.shape == (2, width)
 
 
+def lora_classifier(release):
+    encoder = load_encoder(release)
+    return TileClassifier(add_lora(encoder.model, options()), encoder, 2)
+
+
 def test_another_pooling_saves_the_head_alone(tmp_path):
-    encoder, processor = load_release(str(write_release(tmp_path / "release", "mean")), None)
-    model = TileClassifier(add_lora(encoder, options()), processor, 2)
-    finetune_lora.save_models(model, ["a", "b"], tmp_path)
+    model = lora_classifier(write_release(tmp_path / "release", "mean"))
+    save_models(model, ["a", "b"], tmp_path)
     head = load_file(tmp_path / "classifier" / "head.safetensors")
     torch.testing.assert_close(head["weight"], model.head.weight.detach())
 
 
 def test_an_encoder_without_a_pooler_is_merged_with_an_identity_pooler(tmp_path):
-    encoder, processor = load_release(str(write_release(tmp_path / "release", pooler=False)), None)
-    finetune_lora.save_models(TileClassifier(add_lora(encoder, options()), processor, 2), ["a", "b"], tmp_path)
-    merged = load_whole(AutoModel, tmp_path / "merged")
-    output = merged(torch.zeros(1, 3, 32, 32))
+    save_models(lora_classifier(write_release(tmp_path / "release", pooler=False)), ["a", "b"], tmp_path)
+    output = load_whole(AutoModel, tmp_path / "merged")(torch.zeros(1, 3, 32, 32))
     torch.testing.assert_close(output.pooler_output, output.last_hidden_state[:, 0])
 
 
-def test_an_unknown_resolution_is_stated_as_null(tmp_path):
-    encoder, processor = load_release(str(write_release(tmp_path / "release", mpp=None)), None)
-    finetune_lora.save_release(encoder, processor, tmp_path / "copy")
-    assert json.loads((tmp_path / "copy" / "preprocessor_config.json").read_text())["mpp"] is None
+def test_an_encoder_of_another_architecture_is_adapted_too(tmp_path):
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape)).save_pretrained(tmp_path / "release")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "release")
+    model = lora_classifier(tmp_path / "release")
+    assert any("lora_" in name for name, _ in model.named_parameters())
+    save_models(model, ["a", "b"], tmp_path)
+    assert type(load_whole(AutoModel, tmp_path / "merged")) is Dinov2WithRegistersModel
 
 
-def test_tiles_of_another_resolution_are_refused_with_both_numbers(release):
-    with pytest.raises(UserError, match="made for 0.5 mpp, the tiles have 1.0"):
-        load_release(str(release), 1.0)
+def test_an_unknown_resolution_is_stated_as_null_and_a_known_one_is_kept(tmp_path, textures):
+    release = write_release(tmp_path / "release", mpp=None)
+    for mpp in (None, 0.5):
+        encoder = finetune_lora.load_for(read_tile_folder(textures, mpp=mpp), str(release))
+        finetune_lora.save_release(encoder.model, encoder, tmp_path / "copy")
+        assert json.loads((tmp_path / "copy" / "preprocessor_config.json").read_text())["mpp"] == mpp
 
 
-def test_an_encoder_that_lacks_weights_is_refused(tmp_path):
-    write_release(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(UserError, match="lacks the weights"):
-        load_release(str(tmp_path), None)
+def test_tiles_of_another_resolution_are_refused_with_both_numbers(release, textures):
+    with pytest.raises(UserError, match="trained at 0.5 mpp and the tiles are at 1.0"):
+        finetune_lora.load_for(read_tile_folder(textures, mpp=1.0), str(release))
 
 
-def test_training_views_are_turned_and_mirrored_and_plain_views_are_not(release, textures):
-    tiles, processor = read_tile_folder(textures), AutoImageProcessor.from_pretrained(release)
-    tile = TileDataset(tiles)[0]["tiles"][:, :32, :32]
-    assert torch.equal(finetune_lora.plain_view(tile, processor), tile)
+def test_training_views_show_all_eight_orientations_and_plain_views_one(textures):
+    tile = TileDataset(read_tile_folder(textures))[0]["tiles"]
+    assert np.array_equal(finetune_lora.plain_view(48)(tile), tile)
+    assert finetune_lora.plain_view(32)(tile).shape == (32, 32, 3)
+    marked = np.zeros((32, 32, 3), np.uint8)
+    marked[:8, 8:16] = 255
     torch.manual_seed(0)
-    views = {finetune_lora.random_view(tile, nn.Identity()).numpy().tobytes() for _ in range(100)}
-    assert len(views) == 8
+    view = finetune_lora.random_view(32)
+    quarters = [view(marked).reshape(4, 8, 4, 8, 3).mean(axis=(1, 3, 4)) for _ in range(200)]
+    assert len({int(quarter.argmax()) for quarter in quarters}) == 8
 
 
 def test_damaged_tiles_are_named_before_anything_is_trained(release, tmp_path):
-    textures = write_textures(tmp_path / "textures", tiles_per_class=9)
+    textures = write_textures(tmp_path / "textures", tiles_per_class=8)
     (textures / "fine" / "4.png").write_bytes(b"damaged")
-    config = str(CONFIGS / "lora_tiny.yaml")
     paths = ["--encoder", str(release), "--tiles", str(textures), "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match="4.png cannot be read"):
-        main(["--config", config, *paths])
+        main(["--config", str(CONFIGS / "lora_tiny.yaml"), *paths])
     assert not (tmp_path / "out").exists()

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from hf_pathology.errors import UserError
@@ -43,7 +42,8 @@ def test_a_tile_folder_without_a_resolution_says_so(class_folders):
 
 
 def test_tiles_below_a_case_folder_are_one_group_and_others_are_their_own(class_folders):
-    groups = dict(zip(*(lambda tiles: (tiles.paths, tiles.groups))(read_tile_folder(class_folders))))
+    tiles = read_tile_folder(class_folders)
+    groups = dict(zip(tiles.paths, tiles.groups))
     assert groups["tumour/case_7/b.tif"] == groups["tumour/case_7/c.tiff"] == "case_7"
     assert groups["stroma/a.png"] == "stroma/a.png"
 
@@ -78,19 +78,19 @@ def test_a_manifest_may_say_label_and_case(tmp_path):
     assert tiles.groups.tolist() == ["p1", "p2"]
 
 
-def test_tiles_are_decoded_to_uint8_with_channels_first(tmp_path):
+def test_tiles_are_decoded_to_uint8_with_channels_last(tmp_path):
     draw_tile(tmp_path / "a" / "1.png", (10, 20, 30), size=(6, 4))
     draw_tile(tmp_path / "b" / "1.png")
     item = TileDataset(read_tile_folder(tmp_path))[0]
-    assert item["tiles"].shape == (3, 4, 6)
-    assert item["tiles"].dtype == torch.uint8
-    assert item["tiles"][:, 0, 0].tolist() == [10, 20, 30]
+    assert item["tiles"].shape == (4, 6, 3)
+    assert item["tiles"].dtype == np.uint8
+    assert item["tiles"][0, 0].tolist() == [10, 20, 30]
     assert item["labels"] == 0
 
 
 def test_a_view_is_made_of_the_decoded_tile(class_folders):
-    dataset = TileDataset(read_tile_folder(class_folders), view=lambda tile: tile[:, :2, :3])
-    assert dataset[4]["tiles"].shape == (3, 2, 3)
+    dataset = TileDataset(read_tile_folder(class_folders), view=lambda tile: tile[:2, :3])
+    assert dataset[4]["tiles"].shape == (2, 3, 3)
 
 
 def test_colour_numbers_are_mean_and_deviation_of_each_channel(tmp_path):
@@ -101,7 +101,7 @@ def test_colour_numbers_are_mean_and_deviation_of_each_channel(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "b" / "1.png")
     flat, split = colour_numbers(read_tile_folder(tmp_path))
     assert flat.tolist() == [7, 8, 9, 0, 0, 0]
-    np.testing.assert_allclose(split, [2, 0, 0, np.std([0, 4, 0, 4], ddof=1), 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(split, [2, 0, 0, 2, 0, 0])
 
 
 def many_tiles(folder, groups_per_class=10, tiles_per_group=3):

@@ -1,0 +1,204 @@
+"""The command line: what each verb takes. What it does lies in `commands/`, which is imported only when it is called."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import UserError
+from .version import __version__
+
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Hugging Face-ecosystem encoders for whole-slide images: pretrain, release, embed, classify.",
+)
+
+SlideFolder = Annotated[Path, typer.Argument(help="Folder of slides, searched with all its sub-folders, or one slide.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Cohort = Annotated[
+    Path | None, typer.Option("--cohort", help="CSV with columns slide and optionally case, label, split, mpp.")
+]
+SlideMpp = Annotated[
+    float | None, typer.Option("--slide-mpp", help="Microns per level-0 pixel of slides that do not say it rightly.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only this many slides.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it would take.")]
+MinTissue = Annotated[float, typer.Option("--min-tissue", help="Share of a tile that must be tissue.")]
+EncoderName = Annotated[str, typer.Option("--encoder", help="Hub id or directory of any encoder that AutoModel loads.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    slides: Annotated[Path | None, typer.Option("--slides", help="Your own slides instead of drawn ones.")] = None,
+    cohort: Cohort = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Few small slides and steps: under a minute.")] = False,
+) -> None:
+    """The whole story: slides, tiles, iBOT pretraining, encoder, features, slide classifier, report."""
+    from .commands.demo import demo as run
+
+    raise typer.Exit(run(out=out, slides=slides, cohort=cohort, tiny=tiny))
+
+
+@app.command()
+def doctor(
+    slides: Annotated[Path | None, typer.Argument(help="Folder of slides to look at.")] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", help="Encoder to run one tile through.")] = None,
+    slide_mpp: SlideMpp = None,
+) -> None:
+    """Check the set-up by running one tile through all of it."""
+    from .commands.doctor import doctor as run
+
+    raise typer.Exit(run(slides=slides, encoder=encoder, slide_mpp=slide_mpp))
+
+
+@app.command()
+def tile(
+    slides: SlideFolder,
+    out: Out,
+    mpp: Annotated[float, typer.Option("--mpp", help="Microns per pixel of a tile.")],
+    size: Annotated[int, typer.Option("--size", help="Edge of a tile in pixels.")],
+    stride: Annotated[int | None, typer.Option("--stride", help="Pixels between tiles; default: no overlap.")] = None,
+    min_tissue: MinTissue = 0.5,
+    cohort: Cohort = None,
+    slide_mpp: SlideMpp = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Find the tissue of every slide and lay a grid of tiles over it."""
+    from .commands.tile import tile as run
+
+    raise typer.Exit(
+        run(
+            slides=slides,
+            out=out,
+            mpp=mpp,
+            size=size,
+            stride=stride,
+            min_tissue=min_tissue,
+            cohort=cohort,
+            slide_mpp=slide_mpp,
+            limit=limit,
+            dry_run=dry_run,
+        )
+    )
+
+
+@app.command()
+def embed(
+    slides: SlideFolder,
+    encoder: EncoderName,
+    out: Out,
+    tiles: Annotated[Path | None, typer.Option("--tiles", help="Tiling folder; default: OUT/tiles, made now.")] = None,
+    mpp: Annotated[float | None, typer.Option("--mpp", help="Microns per pixel; default: the encoder's.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Edge of a tile; default: the encoder's input.")] = None,
+    min_tissue: MinTissue = 0.5,
+    pooling: Annotated[str | None, typer.Option("--pooling", help="cls, mean, cls+mean or gap.")] = None,
+    other_mpp: Annotated[bool, typer.Option("--other-mpp", help="Allow tiles that the encoder was not made for.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Tiles in a batch.")] = 64,
+    cohort: Cohort = None,
+    slide_mpp: SlideMpp = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Turn the tiles of every slide into features, one file per slide."""
+    from .commands.embed import embed as run
+
+    raise typer.Exit(
+        run(
+            slides=slides,
+            encoder=encoder,
+            out=out,
+            tiles=tiles,
+            mpp=mpp,
+            size=size,
+            min_tissue=min_tissue,
+            pooling=pooling,
+            other_mpp=other_mpp,
+            batch_size=batch_size,
+            cohort=cohort,
+            slide_mpp=slide_mpp,
+            limit=limit,
+            dry_run=dry_run,
+        )
+    )
+
+
+@app.command("train-mil")
+def train_mil(
+    features: Annotated[Path, typer.Option("--features", help="Folder that `embed` wrote.")],
+    cohort: Annotated[Path, typer.Option("--cohort", help="CSV with columns slide, label and optionally case.")],
+    out: Out,
+    folds: Annotated[int, typer.Option("--folds", help="Of the cross-validation by case.")] = 5,
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the bags.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", help="Of folds, weights and draws.")] = 0,
+) -> None:
+    """Cross-validate a slide classifier (attention MIL) on features, and train the final one."""
+    from .commands.mil import train_mil as run
+
+    raise typer.Exit(run(features=features, cohort=cohort, out=out, folds=folds, epochs=epochs, seed=seed))
+
+
+@app.command()
+def predict(
+    head: Annotated[Path, typer.Option("--head", help="Folder of a head that `train-mil` wrote.")],
+    features: Annotated[Path, typer.Option("--features", help="Folder that `embed` wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="CSV to write.")],
+) -> None:
+    """Classify slides by their features."""
+    from .commands.mil import predict as run
+
+    raise typer.Exit(run(head=head, features=features, out=out))
+
+
+@app.command()
+def heatmap(
+    slides: SlideFolder,
+    head: Annotated[Path, typer.Option("--head", help="Folder of a head that `train-mil` wrote.")],
+    features: Annotated[Path, typer.Option("--features", help="Folder that `embed` wrote.")],
+    out: Out,
+    slide_mpp: SlideMpp = None,
+    limit: Limit = None,
+) -> None:
+    """Paint the attention of a slide classifier over its slides."""
+    from .commands.heatmap import heatmap as run
+
+    raise typer.Exit(run(slides=slides, head=head, features=features, out=out, slide_mpp=slide_mpp, limit=limit))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Hugging Face-ecosystem encoders for whole-slide images: pretrain, release, embed, classify."""
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake ends in one line, never in a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours say more than the libraries' bars of each file
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'no file named'}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,192 @@
+"""`hf-pathology demo`: the whole story, from slides to a report, on drawn slides or on yours."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from transformers import AutoConfig, ViTModel, set_seed
+
+from ..errors import UserError
+from ..evaluation.intervals import Interval, auc_difference
+from ..features.bags import read_labelled_bags
+from ..features.colour import MeanColour
+from ..features.encoder import Encoder, load_encoder
+from ..hub_upload.export import export_encoder
+from ..progress import ProgressBar
+from ..record import RunRecord
+from ..recipes.train_mil import CrossValidation, HeadTraining, cross_validate, train_mil
+from ..slides.cohort import CohortSlide
+from ..slides.grid import TileGrid
+from ..slides.synthetic import BLANK, write_demo_cohort
+from ..slides.tiling import GridOptions
+from ..training.config import read_yaml
+from .cohort import chosen_slides
+from .demo_report import write_demo_report
+from .embed import embed_slides
+from .tile import tile_slides
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How large the demo is.
+
+    Attributes:
+        cases_per_class, slide_size: of the drawn cohort; the edge of a slide in pixels.
+        steps: of pretraining.
+        folds, epochs: of the slide classifiers.
+    """
+
+    cases_per_class: int
+    slide_size: int
+    steps: int
+    folds: int
+    epochs: int
+
+
+FULL = DemoSize(cases_per_class=20, slide_size=3000, steps=400, folds=5, epochs=40)
+TINY = DemoSize(cases_per_class=3, slide_size=1024, steps=10, folds=3, epochs=10)
+CONFIG = "ibot_demo.yaml"
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One way to describe tiles, and how good a slide classifier on it is; `validation` is None without labels."""
+
+    title: str
+    folder: Path
+    validation: CrossValidation | None = None
+    difference: Interval | None = None  # of the AUC of our encoder to this one, over the same cases
+
+
+def demo(*, out: Path, slides: Path | None, cohort: Path | None, tiny: bool) -> int:
+    """Runs the story into `out`, going on from what an earlier run has finished; returns the exit code."""
+    size = TINY if tiny else FULL
+    record = RunRecord("demo", {"out": out, "slides": slides, "cohort": cohort, "tiny": tiny})
+    story = Story(out)
+
+    story.tell("slides")
+    if slides is None:
+        slides = out / "slides"
+        cohort = draw_slides(slides, size)
+    chosen = [slide for slide in chosen_slides(slides, cohort, None, None, record) if slide.path.name != BLANK]
+
+    story.tell("tissue and grid")
+    options = grid_options()
+    grids = tile_slides(chosen, out / "tiles", options, record)
+    if not grids:
+        raise UserError(f"{slides}: no slide can be used")
+    of_key = {slide.key: slide for slide in chosen}
+    pairs = [(of_key[grid.slide], grid) for grid in grids]
+
+    story.tell(f"iBOT pretraining, {size.steps} steps")
+    command = pretrain(slides, cohort, out, size.steps)
+
+    story.tell("features")
+    encoders = [load_encoder(out / "pretrain" / "encoder"), untrained(out), MeanColour()]
+    sets = embed_all(pairs, encoders, out, record)
+    if any(slide.label for slide in chosen):
+        story.tell("slide classifiers")
+        sets = classify(sets, cohort, out, size)
+
+    story.tell("report")
+    record.save(out / "report.json")
+    write_demo_report(out, pairs, sets, record, [record.command_line, command])
+    story.end()
+    print(out / "report.html")
+    return record.exit_code
+
+
+class Story:
+    """Says which part of the demo begins, and in the end how long each took."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.times: list[tuple[str, float]] = []
+
+    def tell(self, part: str) -> None:
+        self.times.append((part, time.monotonic()))
+        print(f"== {part}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        ends = [began for _, began in self.times[1:]] + [time.monotonic()]
+        parts = ", ".join(f"{part} {end - began:.0f} s" for (part, began), end in zip(self.times, ends))
+        print(f"{parts}; {ends[-1] - self.times[0][1]:.0f} s in all", file=sys.stderr)
+
+
+def draw_slides(folder: Path, size: DemoSize) -> Path:
+    """The table of the drawn cohort in `folder`, drawn now when it is not there."""
+    table = folder / "cohort.csv"
+    if table.is_file():
+        return table
+    with ProgressBar("drawing", 2 * size.cases_per_class + 1) as progress:
+        return write_demo_cohort(
+            folder,
+            cases_per_class=size.cases_per_class,
+            size=size.slide_size,
+            progress=lambda done, total: progress.advance(),
+        )
+
+
+def grid_options() -> GridOptions:
+    """The tiles of the demo: of the same edge as the views of its encoder."""
+    config = read_yaml(str(files("hf_pathology.recipes") / "configs" / CONFIG))
+    return GridOptions(mpp=config["mpp"], tile_size=config["tile_size"], min_tissue=config["min_tissue"])
+
+
+def pretrain(slides: Path, cohort: Path | None, out: Path, steps: int) -> str:
+    """Launches the recipe as a user would, and returns the command."""
+    with as_file(files("hf_pathology.recipes")) as recipes:
+        words = [
+            *["accelerate", "launch", "--quiet", "--config_file", str(recipes / "accelerate" / "cpu.yaml")],
+            *[str(recipes / "pretrain_ibot.py"), "--config", str(recipes / "configs" / CONFIG)],
+            *["--slides", str(slides), "--out", str(out / "pretrain"), "--grids", str(out / "tiles")],
+            *["--steps", str(steps), *(["--cohort", str(cohort)] if cohort else [])],
+        ]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+        finished = subprocess.run(launcher, check=False)
+    if finished.returncode != 0 and not (out / "pretrain" / "encoder" / "config.json").is_file():
+        raise UserError("pretraining did not finish; the same command goes on from its last checkpoint")
+    return " ".join(words)
+
+
+def untrained(out: Path) -> Encoder:
+    """An encoder of the same architecture as the pretrained one, with random weights, released like it."""
+    folder = out / "untrained" / "encoder"
+    if not (folder / "config.json").is_file():
+        release = load_encoder(out / "pretrain" / "encoder")
+        set_seed(0)
+        model = ViTModel(AutoConfig.from_pretrained(release.name), add_pooling_layer=False)
+        export_encoder(model, folder, tile_size=release.size, mpp=release.mpp)
+    return load_encoder(folder)
+
+
+def embed_all(
+    pairs: Sequence[tuple[CohortSlide, TileGrid]], encoders: Sequence[Encoder | MeanColour], out: Path, record: RunRecord
+) -> list[FeatureSet]:
+    """The features of all slides by each encoder."""
+    titles = {"pretrained here": "features", "same encoder, untrained": "features_untrained", "colour": "features_colour"}
+    sets = []
+    for (title, folder), encoder in zip(titles.items(), encoders):
+        embed_slides(pairs, encoder, out / folder, record)
+        sets.append(FeatureSet(title, out / folder))
+    return sets
+
+
+def classify(sets: Sequence[FeatureSet], cohort: Path, out: Path, size: DemoSize) -> list[FeatureSet]:
+    """The sets with the cross-validation of the same classifier on each, and the paired differences to the first."""
+    training = HeadTraining(epochs=size.epochs)
+    ours = train_mil(sets[0].folder, cohort, out / "mil", folds=size.folds, training=training).validation
+    print(f"{sets[0].title}: AUC {ours.auc}", file=sys.stderr)
+    judged = [replace(sets[0], validation=ours)]
+    for other in sets[1:]:
+        data = read_labelled_bags(other.folder, cohort)
+        validation = cross_validate(data.bags, data.labels, data.cases, folds=size.folds, training=training)
+        targets = [ours.classes.index(label) for label in ours.labels]
+        difference = auc_difference(ours.cases, targets, ours.probabilities, validation.probabilities)
+        judged.append(replace(other, validation=validation, difference=difference))
+        print(f"{other.title}: AUC {validation.auc}, difference {difference}", file=sys.stderr)
+    return judged

@@ -1,0 +1,55 @@
+"""`hf-pathology heatmap`: where a slide classifier looks."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import SlideError, UserError
+from ..features.bags import feature_keys, slide_names, tiles_of
+from ..features.store import SlideFeatures, features_path
+from ..progress import ProgressBar
+from ..record import RunRecord
+from ..recipes.predict_slides import check_kind, load_head
+from ..report.heatmap import attention_picture
+from ..slides.cohort import CohortSlide
+from ..slides.tiling import OVERVIEW_EDGE, save_jpeg
+from .cohort import chosen_slides
+
+
+def heatmap(*, slides: Path, head: Path, features: Path, out: Path, slide_mpp: float | None, limit: int | None) -> int:
+    """Writes one picture for each slide that has features; returns the exit code."""
+    record = RunRecord("heatmap", {"slides": slides, "head": head, "features": features})
+    loaded = load_head(head)
+    names = slide_names(feature_keys(features))
+    chosen = chosen_slides(slides, None, slide_mpp, limit, record)
+    with ProgressBar("painting", len(chosen)) as progress:
+        for slide in chosen:
+            try:
+                if slide.key not in names:
+                    raise SlideError(f"{slide.path} has no features in {features}: run `hf-pathology embed`")
+                bag = SlideFeatures.load(features_path(features, names[slide.key]))
+                check_kind(loaded, bag)
+                picture, predicted = paint(slide, bag, loaded)
+                save_jpeg(out / f"{slide.key}.jpg", picture)
+                record.did(slide.key, predicted=predicted)
+            except SlideError as error:
+                record.failed(str(error))
+            progress.advance()
+    if not record.done:
+        raise UserError(f"no slide of {slides} has features in {features}")
+    record.save(out / "report.json")
+    print(f"{len(record.done)} of {len(chosen)} slides painted: {out}")
+    return record.exit_code
+
+
+def paint(slide: CohortSlide, bag: SlideFeatures, head: torch.nn.Module) -> tuple[np.ndarray, str]:
+    """The slide beside its attention, uint8 (h, w, 3), and the class that `head` predicts for it."""
+    with torch.inference_mode():
+        output = head(tiles_of(bag).unsqueeze(0))
+    predicted = head.config.id2label[int(output.logits.argmax())]
+    with slide.open() as opened:
+        overview, extent = opened.overview(OVERVIEW_EDGE)
+        scores = output.tile_scores[0].numpy()
+        picture = attention_picture(overview, extent, bag.xy[bag.valid], bag.extent, scores, mpp=opened.mpp)
+    return picture, predicted

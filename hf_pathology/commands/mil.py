@@ -1,0 +1,35 @@
+"""`hf-pathology train-mil` and `predict`: slide classifiers on features."""
+
+from pathlib import Path
+
+from ..features.bags import feature_keys
+from ..record import RunRecord
+from ..recipes.predict_slides import predict as predict_slides
+from ..recipes.predict_slides import write_table
+from ..recipes.train_mil import HeadTraining
+from ..recipes.train_mil import train_mil as train
+
+
+def train_mil(*, features: Path, cohort: Path, out: Path, folds: int, epochs: int, seed: int) -> int:
+    """Cross-validates and trains a head into `out`; returns the exit code."""
+    training = HeadTraining(epochs=epochs, seed=seed)
+    record = RunRecord("train-mil", {"features": features, "cohort": cohort, "folds": folds, "epochs": epochs})
+    result = train(features, cohort, out, folds=folds, training=training)
+    for problem in result.missing:
+        record.failed(problem)
+    for slide, fold in zip(result.validation.slides, result.validation.fold.tolist()):
+        record.did(slide, fold=fold)
+    record.save(out / "report.json")
+    print(f"ROC-AUC of unseen cases {result.validation.auc}: {out / 'metrics.json'}; head: {out / 'head'}")
+    return record.exit_code
+
+
+def predict(*, head: Path, features: Path, out: Path) -> int:
+    """Writes the head's predictions for every slide that has features; returns the exit code."""
+    record = RunRecord("predict", {"head": head, "features": features})
+    table, missing = predict_slides(head, features, feature_keys(features))
+    for problem in missing:
+        record.failed(problem)
+    write_table(table, out)
+    print(f"{len(table)} slides classified: {out}")
+    return record.exit_code
