@@ -12,10 +12,7 @@ from .atomic import write_json
 from .version import __version__
 
 
-LIBRARIES = (
-    "torch torchvision transformers datasets accelerate peft huggingface_hub safetensors evaluate openslide-python "
-    "openslide-bin numpy opencv-python-headless scikit-learn"
-).split()
+LIBRARIES = ["torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "safetensors", "evaluate", "openslide-python", "openslide-bin", "numpy", "opencv-python-headless", "scikit-learn"]
 
 
 def versions() -> dict[str, str]:

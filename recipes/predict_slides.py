@@ -16,6 +16,7 @@ from transformers import AutoModel, HfArgumentParser, PreTrainedModel
 
 from hf_pathology.atomic import atomic_path
 from hf_pathology.errors import UserError
+from hf_pathology.evaluation.cross_validation import probability_columns
 from hf_pathology.features.bags import feature_keys, load_bags, tiles_of
 from hf_pathology.features.store import SlideFeatures
 
@@ -81,11 +82,6 @@ def prediction_table(head: PreTrainedModel, bags: Sequence[SlideFeatures]) -> pd
     probabilities = class_probabilities(head, bags) if bags else np.zeros((0, len(classes)))
     columns = {"slide": [bag.slide for bag in bags], "predicted": [classes[i] for i in probabilities.argmax(axis=1)]}
     return pd.DataFrame(columns | probability_columns(classes, probabilities))
-
-
-def probability_columns(classes: Sequence[str], probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of `probabilities` (n, C) under the names that our tables give them."""
-    return {f"prob_{name}": column for name, column in zip(classes, probabilities.T, strict=True)}
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:

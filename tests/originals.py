@@ -40,7 +40,9 @@ def read_case(file: Path) -> Case:
 
 def cases(*names: str) -> list:
     """Parameters for the fixture `case`: each of `names` from `tests/fixtures` where it is there, and from the goldens."""
-    small = [pytest.param(("fixtures", name), id=name) for name in names if (FIXTURES / f"{name}.safetensors").is_file()]
+    small = [
+        pytest.param(("fixtures", name), id=name) for name in names if (FIXTURES / f"{name}.safetensors").is_file()
+    ]
     return small + [pytest.param(("goldens", name), id=f"{name}-golden") for name in names]
 
 

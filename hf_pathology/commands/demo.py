@@ -17,8 +17,8 @@ from ..features.colour import MeanColour
 from ..features.encoder import Encoder, load_encoder
 from ..hub_upload.export import export_encoder
 from ..progress import ProgressBar
-from ..record import RunRecord
 from ..recipes.train_mil import CrossValidation, HeadTraining, cross_validate, train_mil
+from ..record import RunRecord
 from ..slides.cohort import CohortSlide
 from ..slides.grid import TileGrid
 from ..slides.synthetic import BLANK, write_demo_cohort
@@ -186,7 +186,7 @@ def classify(sets: Sequence[FeatureSet], cohort: Path, out: Path, size: DemoSize
         data = read_labelled_bags(other.folder, cohort)
         validation = cross_validate(data.bags, data.labels, data.cases, folds=size.folds, training=training)
         targets = [ours.classes.index(label) for label in ours.labels]
-        difference = auc_difference(ours.cases, targets, ours.probabilities, validation.probabilities)
+        difference = auc_difference(ours.cases, targets, ours.probabilities, validation.probabilities, seed=training.seed)
         judged.append(replace(other, validation=validation, difference=difference))
         print(f"{other.title}: AUC {validation.auc}, difference {difference}", file=sys.stderr)
     return judged

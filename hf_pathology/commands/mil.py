@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ..features.bags import feature_keys
-from ..record import RunRecord
 from ..recipes.predict_slides import predict as predict_slides
 from ..recipes.predict_slides import write_table
 from ..recipes.train_mil import HeadTraining
 from ..recipes.train_mil import train_mil as train
+from ..record import RunRecord
 
 
 def train_mil(*, features: Path, cohort: Path, out: Path, folds: int, epochs: int, seed: int) -> int:

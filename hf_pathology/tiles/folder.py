@@ -141,15 +141,14 @@ def read_tile_folder(folder: str | Path, table: str | Path | None = None, mpp: f
 def split_by_group(tiles: LabelledTiles, val_fraction: float = 0.2, seed: int = 0) -> LabelledTiles:
     """The same tiles with a "train"/"val" split: about `val_fraction` of each class held out, no group on both sides.
 
-    Raises UserError when a class has too few groups to be on both sides.
+    With few groups more is held out, so that one of each class can be. Raises UserError when a class has too few groups to be on both sides.
     """
-    for label, name in enumerate(tiles.classes):
-        if len(set(tiles.groups[tiles.labels == label])) < 2:
-            raise UserError(
-                f"{tiles.folder} has one group of class {name}, which cannot be split: add tiles of others"
-            )
-    fewest = min(np.bincount(tiles.labels))
-    folds = StratifiedGroupKFold(max(2, min(round(1 / val_fraction), fewest)), shuffle=True, random_state=seed)
+    groups_of = [len(set(tiles.groups[tiles.labels == label])) for label in range(len(tiles.classes))]
+    if min(groups_of) < 2:
+        name = tiles.classes[groups_of.index(1)]
+        raise UserError(f"{tiles.folder} has one group of class {name}, which cannot be split: add tiles of others")
+    n_folds = max(2, min(round(1 / val_fraction), min(groups_of)))
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     for train, val in folds.split(tiles.paths, tiles.labels, tiles.groups):
         if len(set(tiles.labels[train])) == len(set(tiles.labels[val])) == len(tiles.classes):
             splits = np.full(len(tiles), "train")

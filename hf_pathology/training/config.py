@@ -1,5 +1,6 @@
 """Options of a recipe: a YAML file of numbers gives the defaults, the command line wins, unknown keys are errors."""
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ def parse_config(*types: type, argv: Sequence[str] | None = None) -> tuple[Any, 
     """One instance of each dataclass in `types`, filled from `--config FILE.yaml` and then from the other options.
 
     The YAML is flat: its keys are the names of the dataclasses' fields, which are the names of the options. Fields
-    without a default must come from either place. Raises UserError for a missing file or an unknown key.
+    without a default must come from either place. Raises UserError for a missing file or an unknown key, and leaves as
+    argparse does, with the name of the option, for a value of the wrong kind.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(list(types), allow_abbrev=False)
@@ -31,6 +33,7 @@ def parse_config(*types: type, argv: Sequence[str] | None = None) -> tuple[Any, 
         for action in parser._actions:
             if action.dest in given:
                 action.required = False
+                given[action.dest] = _as_default(action, given[action.dest], config)
         parser.set_defaults(**given)
     *instances, _ = parser.parse_args_into_dataclasses(argv)
     return tuple(instances)
@@ -45,6 +48,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no mapping of options to values")
     return content
+
+
+def _as_default(action: argparse.Action, value: Any, config: str) -> Any:
+    """The `value` of an option in a YAML file as a default that argparse checks: it converts text and nothing else."""
+    if value is None:
+        return None
+    if action.nargs == "+" and not isinstance(value, list):
+        raise UserError(f"{config}: {action.dest} is a list, write [{value}]")
+    if action.choices is not None and value not in action.choices:
+        raise UserError(f"{config}: {action.dest} is {value}, must be one of {', '.join(map(str, action.choices))}")
+    return str(value) if type(value) in (int, float) else value  # so 1.5 for an integer is refused
 
 
 def _option(argv: list[str], name: str) -> str | None:

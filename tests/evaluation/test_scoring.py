@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
 from hf_pathology.errors import UserError
+from hf_pathology.evaluation.cross_validation import score_folds
 from hf_pathology.evaluation.scoring import average_over_cases, load_metric
 
 
@@ -72,3 +73,17 @@ def test_a_case_answers_with_the_mean_of_its_slides():
 def test_a_case_with_two_labels_has_no_answer():
     with pytest.raises(UserError, match="case a has the labels 0 and 1"):
         average_over_cases(["a", "a"], [0, 1], np.ones((2, 2)) / 2)
+
+
+def test_a_cross_validation_is_scored_by_case_in_each_fold_and_over_all():
+    labels = ["b", "a", "b", "a", "a", "b", "a", "b", "b"]
+    cases = ["p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p8"]
+    fold = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    right = np.array([0.9, 0.8, 0.4, 0.7, 0.6, 0.7, 0.8, 0.1, 0.95])  # of p8, one slide is wrong but the mean is right
+    in_b = np.where(np.array(labels) == "b", right, 1 - right)
+    result = score_folds("ABCDEFGHI", cases, labels, fold=fold, probabilities=np.stack([1 - in_b, in_b], 1), seed=0)
+    assert [metrics["accuracy"] for metrics in result.fold_metrics] == [0.75, 1.0]
+    assert result.mean_metrics == {"accuracy": 0.875, "balanced_accuracy": 0.875, "roc_auc": 1.0}
+    assert result.auc.value == 1.0 - 0.5 / 16  # p3, in b by 0.4, and p5, in b by 0.4, are a tie that counts half
+    assert result.targets.tolist() == [1, 0, 1, 0, 0, 1, 0, 1, 1]
+    assert list(result.to_table().columns) == ["slide", "case", "label", "fold", "prob_a", "prob_b"]

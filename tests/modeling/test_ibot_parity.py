@@ -105,7 +105,9 @@ def test_only_away_from_the_design_size_does_dino_interpolation_matter(goldens):
 def test_the_position_table_is_interpolated_by_the_rule_of_dino(size):
     case = read_case(FIXTURES / "01_dino_vit_tables.safetensors")
     height, width = (int(edge) // 16 for edge in size.split("x"))
-    assert_close(dino_position_table(case.state["pos_embed"], (height, width)), case.output[size], atol=1e-6, rtol=1e-6)
+    assert_close(
+        dino_position_table(case.state["pos_embed"], (height, width)), case.output[size], atol=1e-6, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("case", cases("05_ibot_vit"), indirect=True)

@@ -130,8 +130,7 @@ def test_encoders_are_compared_on_the_same_folds():
     good = cross_validate(bags, labels, cases, folds=3, training=QUICK)
     poor = cross_validate(colours, labels, cases, folds=3, training=QUICK)
     assert np.array_equal(good.fold, poor.fold)
-    targets = [good.classes.index(label) for label in labels]
-    difference = auc_difference(cases, targets, good.probabilities, poor.probabilities, seed=0)
+    difference = auc_difference(cases, good.targets, good.probabilities, poor.probabilities, seed=0)
     assert difference.value == pytest.approx(good.auc.value - poor.auc.value)
     assert difference.low > 0
 
@@ -225,6 +224,12 @@ def test_a_slide_that_is_named_twice_is_refused(tmp_path):
         file.write("site/slide00.svs,case0,normal\n")
     with pytest.raises(UserError, match="keep one row for each slide"):
         read_labelled_bags(features, table)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training():
+    bags, labels, _ = cohort(8)
+    with pytest.raises(UserError, match="the loss became .*: lower the learning rate"):
+        train_head(bags, labels, training=HeadTraining(epochs=20, learning_rate=1e30))
 
 
 def test_features_that_are_not_numbers_are_refused_by_slide():

@@ -141,6 +141,11 @@ def test_a_group_that_holds_several_classes_stays_whole(tmp_path):
     assert len(tiles.subset("val")) == 2
 
 
+def test_two_groups_of_each_class_can_be_split(tmp_path):
+    tiles = split_by_group(many_tiles(tmp_path, groups_per_class=2), val_fraction=0.2)
+    assert np.bincount(tiles.subset("val").labels).tolist() == [3, 3, 3]
+
+
 def test_a_class_with_one_group_cannot_be_split(tmp_path):
     with pytest.raises(UserError, match="one group of class a"):
         split_by_group(many_tiles(tmp_path, groups_per_class=1))
