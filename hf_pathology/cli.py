@@ -18,7 +18,9 @@ app = typer.Typer(
     help="Hugging Face-ecosystem encoders for whole-slide images: pretrain, release, embed, classify.",
 )
 
-SlideFolder = Annotated[Path, typer.Argument(help="Folder of slides, searched with all its sub-folders, or one slide.")]
+SlideFolder = Annotated[
+    Path, typer.Argument(help="Folder of slides, searched with all its sub-folders, or one slide.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Cohort = Annotated[
     Path | None, typer.Option("--cohort", help="CSV with columns slide and optionally case, label, split, mpp.")
@@ -29,7 +31,9 @@ SlideMpp = Annotated[
 Limit = Annotated[int | None, typer.Option("--limit", help="Only this many slides.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it would take.")]
 MinTissue = Annotated[float, typer.Option("--min-tissue", help="Share of a tile that must be tissue.")]
-EncoderName = Annotated[str, typer.Option("--encoder", help="Hub id or directory of any encoder that AutoModel loads.")]
+EncoderName = Annotated[
+    str, typer.Option("--encoder", help="Hub id or directory of any encoder that AutoModel loads.")
+]
 
 
 @app.command()
@@ -99,7 +103,9 @@ def embed(
     size: Annotated[int | None, typer.Option("--size", help="Edge of a tile; default: the encoder's input.")] = None,
     min_tissue: MinTissue = 0.5,
     pooling: Annotated[str | None, typer.Option("--pooling", help="cls, mean, cls+mean or gap.")] = None,
-    other_mpp: Annotated[bool, typer.Option("--other-mpp", help="Allow tiles that the encoder was not made for.")] = False,
+    other_mpp: Annotated[
+        bool, typer.Option("--other-mpp", help="Allow tiles that the encoder was not made for.")
+    ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Tiles in a batch.")] = 64,
     cohort: Cohort = None,
     slide_mpp: SlideMpp = None,

@@ -12,7 +12,22 @@ from .atomic import write_json
 from .version import __version__
 
 
-LIBRARIES = ["torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "safetensors", "evaluate", "openslide-python", "openslide-bin", "numpy", "opencv-python-headless", "scikit-learn"]
+LIBRARIES = [
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "peft",
+    "huggingface_hub",
+    "safetensors",
+    "evaluate",
+    "openslide-python",
+    "openslide-bin",
+    "numpy",
+    "opencv-python-headless",
+    "scikit-learn",
+]
 
 
 def versions() -> dict[str, str]:
@@ -59,7 +74,9 @@ class RunRecord:
         content = {
             "command": self.command,
             "command_line": self.command_line,
-            "options": {name: str(value) if isinstance(value, Path) else value for name, value in self.options.items()},
+            "options": {
+                name: str(value) if isinstance(value, Path) else value for name, value in self.options.items()
+            },
             "complete": not self.problems,
             "problems": self.problems,
             "seconds": round(time.time() - self._started, 3),

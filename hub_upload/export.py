@@ -1,12 +1,12 @@
 """Writes an encoder as a directory that plain transformers loads anywhere, with all that is needed to use it rightly."""
 
+import json
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import ViTImageProcessor, ViTModel
+from transformers import BaseImageProcessor, PreTrainedModel, ViTImageProcessor, ViTModel
 
-from hf_pathology.atomic import atomic_directory
+from hf_pathology.atomic import atomic_directory, write_json
 
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -21,7 +21,7 @@ def release_model(encoder: ViTModel) -> ViTModel:
     config = type(encoder.config).from_dict(encoder.config.to_dict())
     config.pooler_act, config.pooler_output_size = "linear", config.hidden_size
     model = ViTModel(config)
-    weights = {key: value for key, value in encoder.state_dict().items() if key != "embeddings.mask_token"}
+    weights = trunk_weights(encoder)
     weights["pooler.dense.weight"] = torch.eye(config.hidden_size)
     weights["pooler.dense.bias"] = torch.zeros(config.hidden_size)
     model.load_state_dict(weights)
@@ -46,6 +46,21 @@ def release_processor(
     )
 
 
+def write_release(
+    model: PreTrainedModel, processor: BaseImageProcessor, folder: Path, card: str | None = None
+) -> None:
+    """Writes model, image processor and the text of a card into the existing `folder`.
+
+    transformers leaves out of the processor what is None; a resolution that is not known is stated all the same.
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    file = folder / "preprocessor_config.json"
+    write_json(file, {"mpp": None, **json.loads(file.read_text(encoding="utf-8"))})
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def export_encoder(
     encoder: ViTModel,
     directory: str | Path,
@@ -54,6 +69,7 @@ def export_encoder(
     mpp: float | None,
     mean: list[float] = IMAGENET_MEAN,
     std: list[float] = IMAGENET_STD,
+    pooling: str = "cls",
     card: str | None = None,
 ) -> Path:
     """Writes `encoder` with its image processor, and the text of its model card, to `directory`; returns it.
@@ -63,17 +79,15 @@ def export_encoder(
     broken = [name for name, weight in encoder.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
         raise ValueError(f"the encoder has weights that are not finite: {', '.join(broken[:5])}")
+    processor = release_processor(tile_size=tile_size, mpp=mpp, mean=mean, std=std, pooling=pooling)
     with atomic_directory(directory) as partial:
-        release_model(encoder).save_pretrained(partial)
-        release_processor(tile_size=tile_size, mpp=mpp, mean=mean, std=std).save_pretrained(partial)
-        if card is not None:
-            (partial / "README.md").write_text(card, encoding="utf-8")
+        write_release(release_model(encoder), processor, partial, card)
         check_release(partial, encoder)
     return Path(directory)
 
 
 @torch.no_grad()
-def check_release(directory: Path, encoder: nn.Module) -> None:
+def check_release(directory: Path, encoder: ViTModel) -> None:
     """Loads `directory` again and compares it with `encoder` on a random image; raises RuntimeError on any difference."""
     model, loading = ViTModel.from_pretrained(directory, output_loading_info=True)
     leftover = [*loading["missing_keys"], *loading["unexpected_keys"]]
@@ -81,7 +95,13 @@ def check_release(directory: Path, encoder: nn.Module) -> None:
         raise RuntimeError(f"{directory} does not load whole: {', '.join(sorted(leftover)[:5])}")
     size = model.config.image_size
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    copy = ViTModel(model.config, add_pooling_layer=False).eval()
-    copy.load_state_dict({k: v.cpu() for k, v in encoder.state_dict().items() if k != "embeddings.mask_token"})
-    if not torch.equal(model.eval()(pixels).pooler_output, copy(pixels).last_hidden_state[:, 0]):
+    trunk = ViTModel(model.config, add_pooling_layer=False).eval()
+    trunk.load_state_dict({name: weight.cpu() for name, weight in trunk_weights(encoder).items()})
+    if not torch.equal(model.eval()(pixels).pooler_output, trunk(pixels).last_hidden_state[:, 0]):
         raise RuntimeError(f"{directory} does not give the encoder's features again")
+
+
+def trunk_weights(encoder: ViTModel) -> dict[str, torch.Tensor]:
+    """The weights of `encoder` without its mask token and pooler."""
+    left_out = ("embeddings.mask_token", "pooler.")
+    return {name: weight for name, weight in encoder.state_dict().items() if not name.startswith(left_out)}

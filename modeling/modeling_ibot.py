@@ -213,7 +213,3 @@ class IbotForPreTraining(PreTrainedModel):
     def _set_temperatures(self, step: int) -> None:
         for name in ("teacher_temperature", "teacher_patch_temperature"):
             getattr(self, name).fill_(self._temperature(name, step))
-
-
-AutoConfig.register(IbotConfig.model_type, IbotConfig)
-AutoModel.register(IbotConfig, IbotForPreTraining)

@@ -9,8 +9,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 def vit_classifier(encoder: ViTModel, head: nn.Linear, classes: Sequence[str]) -> ViTForImageClassification:
     """A classifier whose logits are `head` of the encoder's class token, and which knows the names of its classes.
 
-    It is saved and loaded by plain transformers (`AutoModelForImageClassification`). The encoder's pooler, which such a
-    classifier does not have, is left behind. The weights are copied.
+    Plain transformers loads it (`AutoModelForImageClassification`). The encoder's pooler, which such a classifier does
+    not have, is left behind. The weights are copied.
 
     Args:
         encoder: with merged adapters, if it had any.

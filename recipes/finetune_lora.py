@@ -19,9 +19,6 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -29,10 +26,11 @@ from transformers import get_scheduler
 
 from hf_pathology.atomic import atomic_directory, atomic_path, write_json
 from hf_pathology.errors import UserError
+from hf_pathology.evaluation.probe import logistic_probe
 from hf_pathology.evaluation.scoring import load_metric
 from hf_pathology.features.encoder import Encoder, load_encoder
 from hf_pathology.features.pooling import pool
-from hf_pathology.hub_upload.export import release_model, release_processor
+from hf_pathology.hub_upload.export import release_model, release_processor, write_release
 from hf_pathology.modeling.modeling_tile_classifier import vit_classifier
 from hf_pathology.tiles.folder import LabelledTiles, TileDataset, colour_numbers, read_tile_folder, split_by_group
 from hf_pathology.training.config import parse_config
@@ -55,7 +53,7 @@ peft and transformers 5.9 or later; the merged encoder needs neither.
 
 @dataclass
 class LoraOptions:
-    """What to adapt, on which tiles, and how; the numbers are those of Owkin's Phikon tutorial (configs/lora_vit.yaml)."""
+    """What to adapt, on which tiles, and how; where the numbers come from stands in configs/lora_vit.yaml."""
 
     encoder: str = field(metadata={"help": "directory or Hub id of the encoder"})
     tiles: str = field(metadata={"help": "folder of labelled tiles: class sub-folders, or a manifest.csv"})
@@ -147,7 +145,7 @@ def add_lora(model: nn.Module, options: LoraOptions) -> PeftModel:
 
 
 def train(model: TileClassifier, tiles: LabelledTiles, options: LoraOptions, accelerator: Accelerator) -> list[float]:
-    """Trains the adapter and the head in place; the mean loss of each epoch. Raises UserError when it is not finite."""
+    """The mean loss of each epoch; trains adapter and head in place. Raises UserError when it is not finite."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=options.learning_rate, weight_decay=options.weight_decay)
     dataset = TileDataset(tiles, random_view(model.encoder.size))
@@ -196,25 +194,17 @@ def predict(
 # Loss to release.
 
 
-def probe(train_x: np.ndarray, train_labels: np.ndarray, val_x: np.ndarray) -> np.ndarray:
-    """Class probabilities (M, C) of `val_x` (M, D) by logistic regression on the standardised `train_x` (N, D)."""
-    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-    return regression.fit(train_x, train_labels).predict_proba(val_x)
-
-
 def save_release(model: nn.Module, encoder: Encoder, folder: Path, card: str | None = None) -> None:
     """Writes the model with the image processor of `encoder`, and a card, into `folder`, whole or not at all."""
-    statistics = {"mean": list(encoder.mean), "std": list(encoder.std)}
+    processor = release_processor(
+        tile_size=encoder.size,
+        mpp=encoder.mpp,
+        mean=list(encoder.mean),
+        std=list(encoder.std),
+        pooling=encoder.pooling,
+    )
     with atomic_directory(folder) as unfinished:
-        model.save_pretrained(unfinished)
-        release_processor(
-            tile_size=encoder.size, mpp=encoder.mpp, pooling=encoder.pooling, **statistics
-        ).save_pretrained(unfinished)
-        # transformers leaves out what is None, but a resolution that is not known is stated.
-        file = unfinished / "preprocessor_config.json"
-        write_json(file, {**json.loads(file.read_text()), "mpp": encoder.mpp})
-        if card is not None:
-            (unfinished / "README.md").write_text(card, encoding="utf-8")
+        write_release(model, processor, unfinished, card)
 
 
 def save_models(model: TileClassifier, classes: Sequence[str], out: Path) -> None:
@@ -249,11 +239,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = load_for(tiles, options.encoder)
 
     # Colour comes first because it decodes every tile: a damaged one is named before anything is trained.
-    colour = probe(colour_numbers(train_tiles), train_tiles.labels, colour_numbers(val_tiles))
+    colour = logistic_probe(colour_numbers(train_tiles), train_tiles.labels, colour_numbers(val_tiles))
     model = TileClassifier(add_lora(encoder.model, options), encoder, len(tiles.classes))
     # An adapter starts as the identity, so these are the features of the frozen encoder.
     (_, train_x), (_, val_x) = (predict(model, part, options, accelerator) for part in (train_tiles, val_tiles))
-    frozen = probe(train_x, train_tiles.labels, val_x)
+    frozen = logistic_probe(train_x, train_tiles.labels, val_x)
     losses = train(model, train_tiles, options, accelerator)
     adapted, _ = predict(model, val_tiles, options, accelerator)
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from transformers import ViTConfig
 
 from hf_pathology.errors import UserError

@@ -11,13 +11,14 @@ from pathlib import Path
 from transformers import AutoConfig, ViTModel, set_seed
 
 from ..errors import UserError
+from ..evaluation.cross_validation import CrossValidation
 from ..evaluation.intervals import Interval, auc_difference
 from ..features.bags import read_labelled_bags
 from ..features.colour import MeanColour
 from ..features.encoder import Encoder, load_encoder
 from ..hub_upload.export import export_encoder
 from ..progress import ProgressBar
-from ..recipes.train_mil import CrossValidation, HeadTraining, cross_validate, train_mil
+from ..recipes.train_mil import HeadTraining, cross_validate, train_mil
 from ..record import RunRecord
 from ..slides.cohort import CohortSlide
 from ..slides.grid import TileGrid
@@ -165,10 +166,17 @@ def untrained(out: Path) -> Encoder:
 
 
 def embed_all(
-    pairs: Sequence[tuple[CohortSlide, TileGrid]], encoders: Sequence[Encoder | MeanColour], out: Path, record: RunRecord
+    pairs: Sequence[tuple[CohortSlide, TileGrid]],
+    encoders: Sequence[Encoder | MeanColour],
+    out: Path,
+    record: RunRecord,
 ) -> list[FeatureSet]:
     """The features of all slides by each encoder."""
-    titles = {"pretrained here": "features", "same encoder, untrained": "features_untrained", "colour": "features_colour"}
+    titles = {
+        "pretrained here": "features",
+        "same encoder, untrained": "features_untrained",
+        "colour": "features_colour",
+    }
     sets = []
     for (title, folder), encoder in zip(titles.items(), encoders):
         embed_slides(pairs, encoder, out / folder, record)
@@ -178,15 +186,16 @@ def embed_all(
 
 def classify(sets: Sequence[FeatureSet], cohort: Path, out: Path, size: DemoSize) -> list[FeatureSet]:
     """The sets with the cross-validation of the same classifier on each, and the paired differences to the first."""
-    training = HeadTraining(epochs=size.epochs)
+    training = HeadTraining(epochs=size.epochs, max_tiles=200)
     ours = train_mil(sets[0].folder, cohort, out / "mil", folds=size.folds, training=training).validation
     print(f"{sets[0].title}: AUC {ours.auc}", file=sys.stderr)
     judged = [replace(sets[0], validation=ours)]
     for other in sets[1:]:
         data = read_labelled_bags(other.folder, cohort)
         validation = cross_validate(data.bags, data.labels, data.cases, folds=size.folds, training=training)
-        targets = [ours.classes.index(label) for label in ours.labels]
-        difference = auc_difference(ours.cases, targets, ours.probabilities, validation.probabilities, seed=training.seed)
+        difference = auc_difference(
+            ours.cases, ours.targets, ours.probabilities, validation.probabilities, seed=training.seed
+        )
         judged.append(replace(other, validation=validation, difference=difference))
         print(f"{other.title}: AUC {validation.auc}, difference {difference}", file=sys.stderr)
     return judged

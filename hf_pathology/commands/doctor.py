@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def _checks(slides: Path | None, encoder: str | None, slide_mpp: float | None) -
         found = find_slides(slides, slide_mpp)
         yield "slides", lambda: f"{len(found)} in {slides}, {min(len(found), CHECKED_SLIDES)} opened below"
         for slide in found[:CHECKED_SLIDES]:
-            yield slide.key, lambda opened=slide.open(): _look_at(opened, loaded)
+            yield slide.key, partial(_look_at, slide.open(), loaded)
 
 
 def _device() -> str:

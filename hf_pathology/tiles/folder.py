@@ -1,4 +1,4 @@
-"""Labelled tiles in a folder: class sub-folders or a manifest, read into one table, split by group, decoded one by one."""
+"""Labelled tiles in a folder: class sub-folders or a manifest, read into one table, split by group, then decoded."""
 
 import struct
 from collections.abc import Callable
@@ -106,8 +106,8 @@ def read_tile_folder(folder: str | Path, table: str | Path | None = None, mpp: f
 
     Without a table the classes are the sub-folders (`tumour/a.png`), with `train/`, `val/` and `test/` above them if
     there is a split; tiles in a folder below the class (`tumour/case_7/a.png`) are a group named after it. A table
-    (`manifest.csv` of the folder, if there is one) has the columns `path`, `class` (or `label`), and optionally `group`
-    (or `case`) and `split`.
+    (the folder's `manifest.csv`, if there is one) has the columns `path`, `class` (or `label`), and optionally `group` (or
+    `case`) and `split`.
 
     Args:
         mpp: microns per pixel of the tiles; None says that it is not known.
@@ -141,7 +141,8 @@ def read_tile_folder(folder: str | Path, table: str | Path | None = None, mpp: f
 def split_by_group(tiles: LabelledTiles, val_fraction: float = 0.2, seed: int = 0) -> LabelledTiles:
     """The same tiles with a "train"/"val" split: about `val_fraction` of each class held out, no group on both sides.
 
-    With few groups more is held out, so that one of each class can be. Raises UserError when a class has too few groups to be on both sides.
+    With few groups more is held out, so that one of each class can be. Raises UserError when a class has too few groups
+    to be on both sides.
     """
     groups_of = [len(set(tiles.groups[tiles.labels == label])) for label in range(len(tiles.classes))]
     if min(groups_of) < 2:

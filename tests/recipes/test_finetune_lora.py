@@ -63,7 +63,7 @@ def write_release(folder, pooling="cls", mpp=0.5, pooler=True):
 
 
 def write_textures(folder, tiles_per_class=64, tiles_per_group=4):
-    """Fine and coarse noise in groups, with a manifest: half of each tile is light and half dark, so colour says nothing."""
+    """Fine and coarse noise in groups, with a manifest; half of every tile is dark, so colour says nothing."""
     rng, rows = np.random.default_rng(0), []
     for name, grain in (("coarse", 8), ("fine", 2)):
         (folder / name).mkdir(parents=True)
