@@ -1,12 +1,12 @@
 """hf_pathology: Hugging Face-ecosystem encoders for whole-slide images.
 
-Importing the package is cheap. Its own model types (`ibot`, `abmil`) are registered with transformers' Auto classes as
-soon as transformers loads them, so `import hf_pathology` is all that `AutoModel.from_pretrained` needs.
+Importing the package is cheap, and all that transformers' Auto classes need to load its own model types (`ibot`,
+`abmil`).
 """
 
 from pathlib import Path
 
-from .registration import register_when_transformers_loads
+from .registration import register_when_asked_for
 from .version import __version__
 
 
@@ -16,6 +16,6 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "modeling" / "__init__.py").is_file():
     __path__.append(str(_root))
 
-register_when_transformers_loads()
+register_when_asked_for()
 
 __all__ = ["__version__"]

@@ -1,8 +1,9 @@
-"""Registers our model types with transformers' Auto classes, without making `import hf_pathology` load transformers.
+"""Makes transformers' Auto classes know our model types, without making `import hf_pathology` load transformers.
 
-Loading transformers' model classes takes seconds, and `hf-pathology --help` must not wait for them. So a finder on
-`sys.meta_path` waits for the module of the Auto classes, lets Python load it as usual, and then imports
-`hf_pathology.modeling`, whose modules register themselves.
+Loading transformers' model classes takes seconds, and `hf-pathology --help` must not wait for them. So nothing is
+imported until transformers is asked for one of our types: a finder on `sys.meta_path` waits for the module that holds
+transformers' table of types, and puts a dictionary into it that imports `hf_pathology.modeling`, which registers all of
+them, when one of their names is looked up.
 """
 
 import importlib
@@ -12,11 +13,21 @@ import sys
 from types import ModuleType
 
 
-AUTO_CLASSES = "transformers.models.auto.modeling_auto"
+OUR_TYPES = frozenset({"abmil", "ibot"})
+TABLE_OF_TYPES = "transformers.models.auto.configuration_auto"
 
 
-class _RegisterAfter(importlib.abc.Loader):
-    """Loads the module as its own loader would, then registers our model types."""
+class _RegisteredTypes(dict):
+    """The types registered beside transformers' own, by name; ours are registered when they are first looked up."""
+
+    def __contains__(self, name: object) -> bool:
+        if name in OUR_TYPES and not super().__contains__(name):
+            importlib.import_module("hf_pathology.modeling")
+        return super().__contains__(name)
+
+
+class _LoadAndExtend(importlib.abc.Loader):
+    """Loads the table of types as its own loader would, then puts our dictionary into it."""
 
     def __init__(self, loader: importlib.abc.Loader):
         self.loader = loader
@@ -26,25 +37,31 @@ class _RegisterAfter(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        importlib.import_module("hf_pathology.modeling")
+        extend(module)
 
 
-class _AutoClassesFinder(importlib.abc.MetaPathFinder):
-    """Finds the module of the Auto classes once, with the loader above; every other module is left to the others."""
+class _TableFinder(importlib.abc.MetaPathFinder):
+    """Finds the table of types once, with the loader above; every other module is left to the other finders."""
 
     def find_spec(self, name, path=None, target=None) -> importlib.machinery.ModuleSpec | None:
-        if name != AUTO_CLASSES:
+        if name != TABLE_OF_TYPES:
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisterAfter(spec.loader)
+            spec.loader = _LoadAndExtend(spec.loader)
         return spec
 
 
-def register_when_transformers_loads() -> None:
-    """Registers now if the Auto classes are loaded already, else at the moment when they are."""
-    if AUTO_CLASSES in sys.modules:
-        importlib.import_module("hf_pathology.modeling")
+def extend(table: ModuleType) -> None:
+    """Makes the module with transformers' table of types look up ours too."""
+    mapping = table.CONFIG_MAPPING
+    mapping._extra_content = _RegisteredTypes(mapping._extra_content)
+
+
+def register_when_asked_for() -> None:
+    """Our types are known to the Auto classes from now on; called once, when the package is imported."""
+    if TABLE_OF_TYPES in sys.modules:
+        extend(sys.modules[TABLE_OF_TYPES])
     else:
-        sys.meta_path.insert(0, _AutoClassesFinder())
+        sys.meta_path.insert(0, _TableFinder())

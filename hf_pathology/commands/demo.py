@@ -51,6 +51,7 @@ class DemoSize:
 FULL = DemoSize(cases_per_class=20, slide_size=3000, steps=400, folds=5, epochs=40)
 TINY = DemoSize(cases_per_class=3, slide_size=1024, steps=10, folds=3, epochs=10)
 CONFIG = "ibot_demo.yaml"
+PATTERN_SHARE, PURITY = 0.6, 1.0  # how hard the two classes are to tell apart, see `draw_slide`
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def draw_slides(folder: Path, size: DemoSize) -> Path:
             folder,
             cases_per_class=size.cases_per_class,
             size=size.slide_size,
+            pattern_share=PATTERN_SHARE,
+            purity=PURITY,
             progress=lambda done, total: progress.advance(),
         )
 

@@ -119,7 +119,11 @@ def speed_figure(records: Records) -> Figure:
 def throughput(records: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, tiles per second, and share of time spent waiting, float64 (n,), between neighbouring records."""
     rows = [
-        (after["step"], (after["tiles"] - before["tiles"]) / after["seconds"], after["waited_seconds"] / after["seconds"])
+        (
+            after["step"],
+            (after["tiles"] - before["tiles"]) / after["seconds"],
+            after["waited_seconds"] / after["seconds"],
+        )
         for before, after in zip(records, records[1:])
         if after.get("seconds", 0) > 0 and after["tiles"] > before["tiles"]
     ]

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from damage import spoil_tiles
 
 from hf_pathology.errors import SlideError
 from hf_pathology.slides.aperio import write_aperio
@@ -73,9 +74,7 @@ def test_a_file_that_is_no_slide_is_named(tmp_path):
 def test_unreadable_tiles_are_marked_and_the_others_read(ramp_slide, tmp_path):
     path = tmp_path / "damaged.svs"
     shutil.copy(ramp_slide, path)
-    with open(path, "r+b") as file:  # the first stored tiles lie behind the header
-        file.seek(2000)
-        file.write(b"\x00" * 4000)
+    spoil_tiles(path, 0)
     slide = Slide(path)
     tiles, valid = slide.read_tiles(np.array([[0, 0], [1500, 1200]]), 128, 0.25)
     assert valid.tolist() == [False, True]

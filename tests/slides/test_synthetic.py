@@ -89,6 +89,12 @@ def test_the_seed_decides_the_drawing():
     assert (image != draw_slide([0, 4], "solid", SIZE, pen="red")[0]).any()
 
 
+def test_the_size_of_a_slide_need_not_be_round():
+    image, truth = draw_slide(0, "solid", 1023)
+    assert image.shape == (1023, 1023, 3)
+    assert truth.extent == pytest.approx((1023 / 255, 1023 / 255))
+
+
 def test_a_slide_too_small_for_tissue_is_refused():
     with pytest.raises(ValueError, match="at least 512"):
         draw_slide(0, "solid", 256)

@@ -4,6 +4,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from damage import spoil_tiles
 
 from hf_pathology.errors import UserError
 from hf_pathology.slides.aperio import write_aperio
@@ -114,9 +115,7 @@ def test_tiles_that_cannot_be_read_are_left_out(cohort, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3)).astype(np.uint8)
     write_aperio(path, noise, 0.5)
     grid = tile_grid(Slide(path), Tissue(np.ones((8, 8), bool), (64.0, 64.0)), key="damaged.svs", size=64, mpp=0.5)
-    with open(path, "r+b") as file:
-        file.seek(3000)
-        file.write(b"\x00" * 20_000)
+    spoil_tiles(path, 0)
     _, valid = Slide(path).read_tiles(grid.xy, 64, 0.5)
     assert 0 < valid.sum() < 64
     stream = TileLoader([grid], [path], as_it_is, batch_size=int(valid.sum()), window=1000, workers=0)
