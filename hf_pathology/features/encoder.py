@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
@@ -71,7 +72,7 @@ def load_encoder(
         processor = AutoImageProcessor.from_pretrained(name)
         options = {"attn_implementation": attention} if attention else {}
         model, loading = AutoModel.from_pretrained(name, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{name} cannot be loaded as an encoder ({reason}): pass a Hub id or an exported directory"

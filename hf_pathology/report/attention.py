@@ -49,13 +49,12 @@ def patch_lattice(patches: int) -> tuple[int, int]:
     return edge, edge
 
 
-def draw_attention(
-    tile: np.ndarray, attention: np.ndarray, *, colormap: str = "inferno", alpha: float = 0.6
-) -> np.ndarray:
-    """The tile, uint8 (h, w, 3) and grey, under its attention (h', w'), from the least to the most of this tile."""
+def draw_attention(tile: np.ndarray, attention: np.ndarray, *, colormap: str = "inferno") -> np.ndarray:
+    """The tile, uint8 (h, w, 3), in grey, glowing where its attention (h', w') is high; from its own least to its most."""
     spread = attention.max() - attention.min()
     relative = (attention - attention.min()) / (spread if spread > 0 else 1)
     smooth = cv2.resize(relative.astype(np.float32), tile.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     colours = matplotlib.colormaps[colormap](smooth, bytes=True)[..., :3]
+    strength = 0.1 + 0.7 * smooth[..., None]
     grey = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)[..., None]
-    return np.rint(alpha * colours + (1 - alpha) * grey).astype(np.uint8)
+    return np.rint(strength * colours + (1 - strength) * grey).astype(np.uint8)

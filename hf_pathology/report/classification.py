@@ -61,7 +61,7 @@ def classification_section(
     figures = [
         Picture(
             svg_uri(roc_figure(validations, positive, seed=seed)),
-            "Curves of slides that the classifier had not seen, with pointwise 95 % bands over cases.",
+            "Curves of slides that the classifier had not seen, with pointwise 95% bands over cases.",
             title="ROC.",
             width="half",
         )
@@ -94,6 +94,7 @@ def classification_section(
 
 def example_figure(example: HeatmapExample) -> Picture:
     """The example with a caption that says whether the prediction was right."""
-    verdict = "rightly" if example.label == example.predicted else "wrongly"
-    caption = f"Is {example.label}, {verdict} taken for {example.predicted} (probability {example.probability:.2f})."
-    return Picture(jpeg_uri(example.picture), caption, title=f"{example.slide}.")
+    right = example.label == example.predicted
+    verdict = "rightly classified" if right else f"wrongly classified as {example.predicted}"
+    caption = f"{example.label}, {verdict} (probability {example.probability:.2f})."
+    return Picture(jpeg_uri(example.picture), caption, title=f"{example.slide}:")

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from ..evaluation.cross_validation import CrossValidation
 from ..evaluation.intervals import Interval, roc_with_band
-from .images import FAINT, INK, MUTED, PALETTE, plot_style
 from .page import Table
+from .style import FAINT, INK, MUTED, PALETTE, plot_style
 
 
 LINES = ("-", "--", "-.", ":")
@@ -17,7 +17,7 @@ LINES = ("-", "--", "-.", ":")
 
 @plot_style()
 def roc_figure(validations: Mapping[str, CrossValidation], positive: int, *, seed: int) -> Figure:
-    """The ROC curves of class `positive` against the rest, each with its 95 % band over cases."""
+    """The ROC curves of class `positive` against the rest, each with its 95% band over cases."""
     figure = Figure(figsize=(4.7, 4.9), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, zorder=1)
@@ -27,7 +27,7 @@ def roc_figure(validations: Mapping[str, CrossValidation], positive: int, *, see
         )
         axes.fill_between(band.fpr, band.low, band.high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(band.fpr, band.tpr, color=colour, linestyle=line, label=name, linewidth=2)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", anchor="N")
     axes.set(xlabel="false positive rate (1 − specificity)", ylabel="true positive rate (sensitivity)")
     axes.legend(loc="lower right")
     classes = next(iter(validations.values())).classes
@@ -44,9 +44,8 @@ def auc_figure(aucs: Mapping[str, Interval], differences: Mapping[str, Interval]
     draw_intervals(upper, aucs, PALETTE, reference=0.5)
     upper.set_xlim(min(0.45, *(auc.low - 0.03 for auc in aucs.values())), 1.02)
     upper.set_title("ROC-AUC")
-    first = next(iter(aucs))
     draw_intervals(lower, {f"over {name}": gain for name, gain in differences.items()}, PALETTE[1:], reference=0.0)
-    lower.set_title(f"Gain of {first}")
+    lower.set_title(f"Gain of {next(iter(aucs))}")
     return figure
 
 

@@ -13,6 +13,7 @@ from .heatmap import draw_scale_bar, panels
 from .images import jpeg_uri, pixels_of
 from .page import Picture, Section
 from .pca import SlidePatches, draw_patches, fit_colours, read_patches
+from .style import plot_style
 
 
 SHOWN_EDGE = 144  # pixels of a tile on the page
@@ -87,6 +88,7 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], columns: int) -> np.ndar
     return sheet
 
 
+@plot_style()
 def patches_picture(patches: SlidePatches, painted: np.ndarray, slide_mpp: tuple[float, float]) -> np.ndarray:
     """The part of the slide beside its patches as colours, with a scale bar, uint8 (h, w, 3)."""
     figure, axes = panels([patches.overview, painted])

@@ -1,18 +1,18 @@
 """Plots of a pretraining run, from the records of its log: loss, schedules, signs of collapse, speed."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from .images import INK, MUTED, PALETTE, plot_style
+from .style import INK, MUTED, PALETTE, WIDTH, plot_style
 
 
 Records = Sequence[Mapping[str, Any]]
-WIDTH = 9.6  # inches of a plot over the whole page
 
 LOSSES = {"loss": "total", "cls_loss": "class token", "patch_loss": "hidden patches"}
 SCHEDULES = {
@@ -58,23 +58,23 @@ def loss_figure(records: Records) -> Figure:
     steps, losses = series(records, "loss")
     bad = steps[~np.isfinite(losses)]
     if len(bad):
-        axes.plot(
-            bad, np.zeros(len(bad)), "x", color=PALETTE[1], transform=axes.get_xaxis_transform(), clip_on=False,
-            label="not finite",
-        )  # fmt: skip
+        on_axis = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(bad, np.zeros(len(bad)), "x", color=PALETTE[1], label="not finite", **on_axis)
     finish(axes, "Loss")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2)
+    if axes.lines:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2)
     return figure
 
 
 @plot_style()
 def schedule_figure(records: Records) -> Figure:
-    """Learning rate, weight decay, teacher momentum and temperatures over the steps."""
-    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(2, 2).flat, SCHEDULES.items()):
-        for (name, label), style in zip(lines.items(), ("-", "--")):
-            draw_series(axes, records, name, label=label, color=PALETTE[style == "--"], linestyle=style)
-        if len(lines) > 1:
+    """Learning rate, weight decay, teacher momentum and temperatures over the steps, as far as the method has them."""
+    shown = {title: lines for title, lines in SCHEDULES.items() if any(has(records, name) for name in lines)}
+    figure = Figure(figsize=(WIDTH, 2.2 * rows_of(shown)), layout="constrained")
+    for axes, (title, lines) in zip(pairs_of_axes(figure, shown), shown.items()):
+        for (name, label), line, colour in zip(lines.items(), ("-", "--"), PALETTE):
+            draw_series(axes, records, name, label=label, color=colour, linestyle=line)
+        if len(lines) > 1 and axes.lines:
             axes.legend(loc="lower right")
         finish(axes, title)
     return figure
@@ -82,22 +82,28 @@ def schedule_figure(records: Records) -> Figure:
 
 @plot_style()
 def collapse_figure(records: Records) -> Figure:
-    """Four numbers that say whether the encoder still tells tiles apart, each with how to read it."""
-    figure = Figure(figsize=(WIDTH, 6.0), layout="constrained")
+    """The numbers that say whether the encoder still tells tiles apart, each with how to read it."""
+    shown = {name: words for name, words in COLLAPSE.items() if has(records, name)}
+    figure = Figure(figsize=(WIDTH, 3.0 * rows_of(shown)), layout="constrained")
     figure.get_layout_engine().set(hspace=0.08, wspace=0.05)
-    for axes, (name, (title, how_to_read)) in zip(figure.subplots(2, 2).flat, COLLAPSE.items()):
+    for axes, (name, (title, how_to_read)) in zip(pairs_of_axes(figure, shown), shown.items()):
         draw_series(axes, records, name, marker="o", markersize=3)
-        steps, limits = series(records, "uniform_entropy")
-        if name == "teacher_entropy" and len(limits):
-            axes.axhline(limits[-1], color=PALETTE[1], linestyle="--", linewidth=1.2)
-            axes.text(0.99, limits[-1], "ln K ", color=PALETTE[1], ha="right", va="bottom",
-                      transform=axes.get_yaxis_transform())  # fmt: skip
-        top = axes.get_ylim()[1] if name != "view_agreement" else 1.0
-        axes.set_ylim(0, 1.1 * limits[-1] if name == "teacher_entropy" and len(limits) else 1.04 * top)
-        finish(axes, "")
-        axes.set_title(f"{title}\n", pad=16)
-        axes.annotate(how_to_read, (0, 1), xytext=(0, 4), textcoords="offset points", xycoords="axes fraction",
-                      va="bottom", color=MUTED, fontsize=8.2, linespacing=1.25)  # fmt: skip
+        tops = [axes.get_ylim()[1]]
+        if name == "teacher_entropy" and has(records, "uniform_entropy"):
+            tops.append(draw_limit(axes, series(records, "uniform_entropy")[1][-1], "ln K"))
+        axes.set_ylim(0, 1.0 if name == "view_agreement" else 1.05 * max(tops))
+        finish(axes, f"{title}\n", pad=16)
+        axes.annotate(
+            how_to_read,
+            (0, 1),
+            xycoords="axes fraction",
+            xytext=(0, 4),
+            textcoords="offset points",
+            va="bottom",
+            color=MUTED,
+            fontsize=8.2,
+            linespacing=1.25,
+        )
     return figure
 
 
@@ -131,6 +137,24 @@ def throughput(records: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return steps, speed, waited
 
 
+def has(records: Records, name: str) -> bool:
+    """Whether any record carries the number `name`."""
+    return len(series(records, name)[0]) > 0
+
+
+def rows_of(shown: Collection) -> int:
+    """How many rows of two the plots take, at least one."""
+    return max(1, math.ceil(len(shown) / 2))
+
+
+def pairs_of_axes(figure: Figure, shown: Collection) -> list[Axes]:
+    """One pair of axes for each of the plots, two in a row; a place that is left over stays empty."""
+    places = list(figure.subplots(rows_of(shown), 2, squeeze=False).flat)
+    for place in places[len(shown) :]:
+        place.set_axis_off()
+    return places[: len(shown)]
+
+
 def draw_series(axes: Axes, records: Records, name: str, **style: Any) -> None:
     """Draws the finite numbers `name`; nothing when no record carries one, and a dot when only one does."""
     steps, values = series(records, name)
@@ -140,13 +164,19 @@ def draw_series(axes: Axes, records: Records, name: str, **style: Any) -> None:
         axes.plot(steps, np.where(finite, values, np.nan), **(style | dot))
 
 
-def finish(axes: Axes, title: str) -> None:
-    """Titles the axes, and labels them with few and plain numbers."""
-    axes.set_title(title, pad=8)
+def draw_limit(axes: Axes, value: float, name: str) -> float:
+    """Draws a dashed line at `value`, with its name below the right end, and returns the value."""
+    axes.axhline(value, color=PALETTE[1], linestyle="--", linewidth=1.2)
+    right = axes.get_yaxis_transform()
+    axes.text(0.99, 0.98 * value, name, color=PALETTE[1], ha="right", va="top", transform=right)
+    return value
+
+
+def finish(axes: Axes, title: str, pad: float = 8) -> None:
+    """Titles the axes, `pad` points above them, and labels them with few and plain numbers."""
+    axes.set_title(title, pad=pad)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    formatter = ScalarFormatter(useOffset=False)
-    formatter.set_powerlimits((-3, 4))
-    axes.yaxis.set_major_formatter(formatter)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.margins(x=0.02)

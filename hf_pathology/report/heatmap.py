@@ -1,5 +1,6 @@
 """Scores of tiles painted over a slide, and the picture that shows both side by side."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import cv2
@@ -9,14 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from scipy.stats import rankdata
 
-from .images import INK, pixels_of, plot_style
+from .images import pixels_of
+from .style import WIDTH, plot_style
 
 
 Scaling = Literal["rank", "raw"]
 ROUNDING = 0.45  # level-0 pixels by which tiles may miss each other, since each corner is rounded by itself
-DPI = 100
 
 
 def draw_heatmap(
@@ -120,49 +122,49 @@ def attention_picture(
         name: of the scores.
     """
     painted = draw_heatmap(overview, extent, xy, tile_extent, scores, colormap=colormap)
-    figure, axes = panels([overview, painted], right_margin=110)
-    draw_scale_bar(axes[0], extent[0] * mpp[0])
-    height = overview.shape[0] / DPI
-    inset = axes[1].inset_axes([1.03, 0.5 - min(0.5, 1.5 / height), 18 / overview.shape[1], min(1.0, 3 / height)])
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colormap), cax=inset, ticks=[0, 0.5, 1])
+    figure, (slide, heatmap) = panels([overview, painted], right_margin=0.11)
+    draw_scale_bar(slide, extent[0] * mpp[0])
+    place = heatmap.get_position()
+    height = min(place.height, 0.25 * figure.get_figwidth() / figure.get_figheight())
+    beside = figure.add_axes([place.x1 + 0.015, 0.5 - height / 2, 0.012, height])
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colormap), cax=beside, ticks=[0, 0.5, 1])
     bar.ax.set_yticklabels(["lowest", "median", "highest"])
-    bar.set_label(f"{name} of the tile, by rank", color=INK)
+    bar.ax.set_title(f"rank of\n{name}", fontsize=9, fontweight="normal", pad=14)
     bar.outline.set_visible(False)
     return pixels_of(figure)
 
 
-def panels(pictures: list[np.ndarray], *, right_margin: int = 0, gap: int = 12) -> tuple[Figure, list[Axes]]:
+def panels(pictures: Sequence[np.ndarray], *, right_margin: float = 0.0) -> tuple[Figure, list[Axes]]:
     """A figure with `pictures` of one size (h, w, 3) side by side, pixel for pixel, and the axes of each.
 
+    It is as wide as a page, whatever its pixels, so that letters have the same size on every picture.
+
     Args:
-        right_margin, gap: in pixels.
+        right_margin: share of the width that stays free.
     """
     height, width = pictures[0].shape[:2]
-    full = len(pictures) * (width + gap) - gap + right_margin
-    figure = Figure(figsize=(full / DPI, height / DPI), dpi=DPI)
+    step = round(1.012 * width)
+    full = round(((len(pictures) - 1) * step + width) / (1 - right_margin))
+    figure = Figure(figsize=(WIDTH, WIDTH * height / full), dpi=full / WIDTH)
     axes = []
     for index, picture in enumerate(pictures):
-        axes.append(figure.add_axes([index * (width + gap) / full, 0, width / full, 1]))
+        axes.append(figure.add_axes([index * step / full, 0, width / full, 1]))
         axes[-1].imshow(picture, interpolation="none", aspect="auto")
         axes[-1].set_axis_off()
     return figure, axes
 
 
 def draw_scale_bar(axes: Axes, um_per_pixel: float) -> None:
-    """Draws a bar of a round length, about a fifth of the picture, into its lower left corner."""
+    """Draws a bar of a round length, at most a quarter of the picture, into its lower left corner."""
     width, height = axes.get_xlim()[1], axes.get_ylim()[0]
-    length_um = round_length(0.2 * width * um_per_pixel)
+    length_um = round_length(0.25 * width * um_per_pixel)
     text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    left, bottom, bar = 0.03 * width, height - 0.03 * width, length_um / um_per_pixel
-    box = {"boxstyle": "square,pad=0", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"}
-    pad = 0.012 * width
-    axes.add_patch(
-        matplotlib.patches.Rectangle(
-            (left - pad, bottom - 22 - pad), bar + 2 * pad, 22 + 2 * pad, color="white", alpha=0.85, linewidth=0
-        )
-    )
-    axes.plot([left, left + bar], [bottom, bottom], color="black", linewidth=3, solid_capstyle="butt")
-    axes.text(left + bar / 2, bottom - 6, text, ha="center", va="bottom", fontsize=10, color="black", bbox=box)
+    bar, left, bottom = length_um / um_per_pixel, 0.035 * width, height - 0.035 * width
+    halo = [withStroke(linewidth=4, foreground="white")]
+    axes.plot([left, left + bar], [bottom, bottom], color="black", linewidth=3, solid_capstyle="butt",
+              path_effects=[withStroke(linewidth=6, foreground="white")])  # fmt: skip
+    axes.text(left + bar / 2, bottom - 0.015 * width, text, ha="center", va="bottom", fontsize=10, color="black",
+              path_effects=halo)  # fmt: skip
 
 
 def round_length(limit: float) -> float:

@@ -6,16 +6,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..errors import UserError
 from ..record import versions as installed_versions
 from ..slides.grid import TileGrid
-from ..slides.tiling import overview_path
-from .figures import Records, collapse_figure, loss_figure, schedule_figure, series, speed_figure, throughput
+from ..slides.tiling import draw_grid, mask_path, overview_path
+from ..slides.tissue import Tissue
+from .figures import (
+    COLLAPSE,
+    Records,
+    collapse_figure,
+    has,
+    loss_figure,
+    schedule_figure,
+    series,
+    speed_figure,
+    throughput,
+)
 from .images import jpeg_uri, shrunk, svg_uri
 from .page import Picture, Section, Table
 
 
 THUMBNAIL_EDGE = 320  # pixels
 MAX_THUMBNAILS = 120  # some 3 MB
+MIN_DRAWN_TILE = 6.0  # pixels of a thumbnail; the lines of smaller tiles would hide the tissue
 
 
 def slides_section(
@@ -39,13 +52,24 @@ def slides_section(
 
 
 def thumbnail(tiles_dir: str | Path, grid: TileGrid, label: str | None) -> Picture:
-    """The picture of a slide's tissue and grid, small; a blank one when it was lost."""
-    path = overview_path(tiles_dir, grid.slide)
-    picture = cv2.imread(str(path)) if path.is_file() else None
-    picture = np.full((8, 8, 3), 240, np.uint8) if picture is None else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    """The picture of a slide's tissue and tiles, small, with both drawn anew where they would be too thin to see."""
+    picture = shrunk(read_jpeg(overview_path(tiles_dir, grid.slide)), THUMBNAIL_EDGE)
+    extent = (grid.slide_size[0] / picture.shape[1], grid.slide_size[1] / picture.shape[0])
+    if grid.extent[0] / extent[0] >= MIN_DRAWN_TILE:
+        picture = draw_grid(picture, extent, Tissue.load(mask_path(tiles_dir, grid.slide)), grid)
     caption = f"{label}, {len(grid):,} tiles" if label else f"{len(grid):,} tiles"
-    uri = jpeg_uri(shrunk(picture, THUMBNAIL_EDGE), quality=82)
-    return Picture(uri, caption, title=grid.slide, width="small", alt=f"{grid.slide} with tissue outline and tiles")
+    alt = f"{grid.slide} with tissue outline and tiles"
+    return Picture(jpeg_uri(picture, quality=82), caption, title=grid.slide, width="small", alt=alt)
+
+
+def read_jpeg(path: Path) -> np.ndarray:
+    """The RGB picture at `path`, uint8 (h, w, 3). Raises UserError when it is missing or damaged."""
+    picture = cv2.imread(str(path)) if path.is_file() else None
+    if picture is None:
+        raise UserError(
+            f"{path} is missing or damaged: delete the grid of this slide and run `hf-pathology tile` again"
+        )
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def slide_table(grids: Sequence[TileGrid], labels: Mapping[str, str | None]) -> Table:
@@ -83,30 +107,35 @@ def pretraining_section(records: Records) -> Section:
         return Section("Pretraining", "The run has left no record.")
     _, losses = series(records, "loss")
     _, speed, waited = throughput(records)
-    text = f"{records[-1]['step'] + 1:,} steps, {records[-1]['tiles']:,} tiles"
+    text = f"The log reaches step {records[-1]['step']:,}, after {records[-1]['tiles']:,} tiles"
     if len(speed):
-        text += f", {np.median(speed):,.0f} tiles per second ({np.median(waited):.0%} of the time waiting for tiles)"
-    text += f". Loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last."
+        text += (
+            f", at {np.median(speed):,.0f} tiles per second ({np.median(waited):.0%} of the time waiting for tiles)"
+        )
+    text += f". The loss was {losses[0]:.3f} at first and {losses[-1]:.3f} at last."
     figures = [
         Picture(
             svg_uri(loss_figure(records)),
             "The student's cross-entropy to the teacher. It need not fall all the time, since the teacher and its "
-            "temperature change; its signs of collapse are below.",
+            "temperature change; the signs of collapse say whether it learns.",
             "Loss.",
         ),
-        Picture(
-            svg_uri(collapse_figure(records)),
-            "Measured on the features of training tiles during the run.",
-            "Does the encoder still tell tiles apart?",
-        ),
         Picture(svg_uri(schedule_figure(records)), "As they were at each step.", "Schedules."),
-        Picture(svg_uri(speed_figure(records)), "Reading, augmenting and training together.", "Speed."),
     ]
+    if any(has(records, name) for name in COLLAPSE):
+        how = "Measured on the features of training tiles during the run."
+        figures.insert(1, Picture(svg_uri(collapse_figure(records)), how, "Does the encoder still tell tiles apart?"))
+    if len(speed):
+        how = "Reading, augmenting and training together."
+        figures.append(Picture(svg_uri(speed_figure(records)), how, "Speed."))
     return Section("Pretraining", text, figures)
 
 
 def provenance_section(commands: Sequence[str], versions: Mapping[str, str] | None = None) -> Section:
     """The commands that made the report, as typed, and the versions (those installed now when None)."""
-    rows = [[name, version] for name, version in (versions or installed_versions()).items()]
-    table = Table(["Software", "Version"], rows, "Versions that were installed when this page was written.", 2)
+    cells = [cell for pair in (versions or installed_versions()).items() for cell in pair]
+    cells += [""] * (-len(cells) % 6)
+    rows = [cells[start : start + 6] for start in range(0, len(cells), 6)]
+    caption = "Versions that were installed when this page was written."
+    table = Table(["Software", "Version"] * 3, rows, caption, text_columns=6)
     return Section("How this was made", tables=[table], commands=commands)

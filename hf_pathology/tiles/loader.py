@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from ..slides.grid import TileGrid
@@ -63,7 +64,10 @@ class TileLoader:
             step=self.world * self.readers,
         )
         loader = DataLoader(
-            stream.map(self.to_views, remove_columns=["tile", "epoch"]), self.batch_size, num_workers=self.workers
+            stream.map(self.to_views, remove_columns=["tile", "epoch"]),
+            self.batch_size,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # its own, for a DataLoader draws a seed, and a resumed run would draw another
         )
         for batch in loader:
             window, offset = batch.pop("window"), batch.pop("offset")

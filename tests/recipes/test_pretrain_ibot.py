@@ -1,0 +1,148 @@
+"""The recipe as a user runs it: launched, killed, launched again, on one process and on two."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from hf_pathology.slides.aperio import write_aperio
+from hf_pathology.slides.synthetic import draw_slide
+from hf_pathology.training.log import read_log
+
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = str(ROOT / "recipes" / "pretrain_ibot.py")
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+ONE = [*LAUNCH, "--config_file", str(ROOT / "recipes" / "accelerate" / "cpu.yaml"), RECIPE]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", RECIPE]
+SMALL = """
+mpp: 1.0
+tile_size: 32
+global_size: 32
+local_size: 16
+local_views: 2
+hidden_size: 32
+num_hidden_layers: 2
+num_attention_heads: 2
+patch_size: 8
+out_dim: 64
+head_hidden_dim: 32
+head_bottleneck_dim: 16
+drop_path_rate: 0.1
+steps: 8
+batch_size: 8
+learning_rate: 1.0e-2
+warmup_steps: 2
+log_every: 1
+panel_every: 4
+checkpoint_every: 2
+window: 8
+cpu: true
+"""
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("slides")
+    for index, label in enumerate(("glandular", "solid")):
+        write_aperio(folder / f"{label}.svs", draw_slide(index, label, 768)[0], 0.5)
+    return folder
+
+
+def command(launcher, slides, out, *options) -> list[str]:
+    config = Path(out).parent / "small.yaml"
+    config.write_text(SMALL)
+    return [*launcher, "--config", str(config), "--slides", str(slides), "--out", str(out), *options]
+
+
+def run(launcher, slides, out, *options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = command(launcher, slides, out, *options)
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_and_kill(launcher, slides, out, step: int) -> None:
+    """Runs until the checkpoint of `step` is there, then kills all its processes with SIGKILL."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(launcher, slides, out),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    waited_for = Path(out) / "checkpoints" / f"step_{step:08d}"
+    deadline = time.monotonic() + 120
+    while not waited_for.is_dir() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert waited_for.is_dir()
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    return load_file(Path(out) / "checkpoints" / "step_00000008" / "model.safetensors")
+
+
+@pytest.mark.parametrize("launcher", [ONE, TWO], ids=["one process", "two processes"])
+def test_a_killed_run_goes_on_to_the_same_bits(slides, tmp_path, launcher):
+    straight = run(launcher, slides, tmp_path / "straight")
+    assert straight.returncode == 0, straight.stderr
+    run_and_kill(launcher, slides, tmp_path / "killed", step=4)
+    resumed = run(launcher, slides, tmp_path / "killed")
+    assert resumed.returncode == 0, resumed.stderr
+    expected, found = weights(tmp_path / "straight"), weights(tmp_path / "killed")
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+    losses = [[record["loss"] for record in read_log(tmp_path / out / "log.jsonl")] for out in ("straight", "killed")]
+    assert len(losses[0]) == 8 and losses[0] == losses[1]
+    encoder, loading = AutoModel.from_pretrained(tmp_path / "killed" / "encoder", output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert torch.equal(encoder.layernorm.weight, found["teacher.layernorm.weight"])
+    card = (tmp_path / "killed" / "encoder" / "README.md").read_text()
+    assert "iBOT" in card and "2, of 2 cases" in card
+
+
+def test_two_processes_read_different_tiles_and_keep_the_same_weights(slides, tmp_path):
+    finished = run(TWO, slides, tmp_path / "two", "--steps", "2")
+    assert finished.returncode == 0, finished.stderr
+    checkpoint = tmp_path / "two" / "checkpoints" / "step_00000002"
+    assert json.loads((checkpoint / "checkpoint.json").read_text())["world_size"] == 2
+    places = [json.loads((checkpoint / f"data_{rank}.json").read_text())["places"] for rank in range(2)]
+    assert places[0][0][0] % 2 == 0 and places[1][0][0] % 2 == 1
+
+
+def test_slides_that_cannot_be_used_are_named_and_the_exit_code_says_so(slides, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for slide in slides.iterdir():
+        os.link(slide, folder / slide.name)
+    (folder / "broken.svs").write_bytes(b"nothing")
+    finished = run(ONE, folder, tmp_path / "run", "--steps", "1")
+    assert finished.returncode == 1
+    assert "left out:" in finished.stderr and "broken.svs is no slide that OpenSlide can open" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--slides", "nowhere"], "error: nowhere does not exist"),
+        (["--encoder", "nowhere"], "error: --encoder nowhere"),
+        (["--tile_size", "5000"], "is smaller than one tile"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(slides, tmp_path, options, message):
+    finished = run(ONE, slides, tmp_path / "run", *options)
+    assert finished.returncode == 1
+    assert message in finished.stderr and "Traceback" not in finished.stderr
