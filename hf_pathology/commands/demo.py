@@ -96,7 +96,9 @@ def demo(*, out: Path, slides: Path | None, cohort: Path | None, tiny: bool) -> 
 
     story.tell("report")
     record.save(out / "report.json")
-    write_demo_report(out, pairs, sets, record, [record.command_line, command])
+    validations = {found.title: found.validation for found in sets if found.validation}
+    differences = {found.title: found.difference for found in sets if found.difference}
+    write_demo_report(out, pairs, validations, differences, record, [record.command_line, command])
     story.end()
     print(out / "report.html")
     return record.exit_code

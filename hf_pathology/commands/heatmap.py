@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from ..errors import SlideError, UserError
-from ..features.bags import feature_keys, slide_names, tiles_of
+from ..features.bags import feature_keys, tiles_of
 from ..features.store import SlideFeatures, features_path
 from ..progress import ProgressBar
 from ..recipes.predict_slides import check_kind, load_head
 from ..record import RunRecord
 from ..report.heatmap import attention_picture
-from ..slides.cohort import CohortSlide
+from ..slides.cohort import CohortSlide, slide_names
 from ..slides.tiling import OVERVIEW_EDGE, save_jpeg
 from .cohort import chosen_slides
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import UserError
-from ..slides.cohort import read_table
+from ..slides.cohort import read_table, slide_names
 from .store import SUFFIX, SlideFeatures, load_cohort_features
 
 
@@ -70,16 +70,6 @@ def feature_keys(features_dir: str | Path) -> list[str]:
     if not keys:
         raise UserError(f"{features_dir} holds no features: make them with `hf-pathology embed`")
     return keys
-
-
-def slide_names(keys: Sequence[str]) -> dict[str, str]:
-    """What a table may call slides, with their keys: the key, or the name with or without suffix where it is unique."""
-    keys_of: dict[str, set[str]] = {}
-    for key in keys:
-        path = PurePosixPath(key)
-        for name in (path.with_suffix("").as_posix(), path.name, path.stem):
-            keys_of.setdefault(name, set()).add(key)
-    return {name: found.pop() for name, found in keys_of.items() if len(found) == 1} | {key: key for key in keys}
 
 
 def tiles_of(bag: SlideFeatures) -> torch.Tensor:

@@ -70,8 +70,8 @@ def classification_section(
     figures.append(
         Picture(
             svg_uri(auc_figure({name: validation.auc for name, validation in validations.items()}, differences)),
-            "Above, against chance at 0.5. Below, paired differences over the same cases: an interval right of 0 means "
-            "that the gain is not chance.",
+            "Above, against chance at 0.5. Below, paired differences over the same cases: an interval that stays right of 0 "
+            "speaks for a gain beyond the chance choice of cases.",
             title="AUC and gain.",
             width="half",
         )

@@ -1,6 +1,7 @@
 """Plots and the table of how well slides are classified from several kinds of features."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ def roc_figure(validations: Mapping[str, CrossValidation], positive: int, *, see
     figure = Figure(figsize=(4.7, 4.9), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, zorder=1)
-    for (name, validation), colour, line in zip(validations.items(), PALETTE, LINES * 2):
+    for (name, validation), colour, line in zip(validations.items(), cycle(PALETTE), cycle(LINES)):
         band = roc_with_band(
             validation.cases, validation.targets, validation.probabilities, positive=positive, seed=seed
         )
@@ -37,26 +38,29 @@ def roc_figure(validations: Mapping[str, CrossValidation], positive: int, *, see
 
 @plot_style()
 def auc_figure(aucs: Mapping[str, Interval], differences: Mapping[str, Interval]) -> Figure:
-    """The AUC of each set of features, and what the first gains over each other, both with their intervals."""
+    """The AUC of each set of features and, below, what the first gains over others, both with their intervals."""
     figure = Figure(figsize=(4.7, 4.9), layout="constrained")
     figure.get_layout_engine().set(hspace=0.1)
-    upper, lower = figure.subplots(2, 1, height_ratios=[len(aucs) + 1, len(differences) + 1])
+    gains = {f"over {name}": gain for name, gain in differences.items()}
+    rows = [len(part) + 1 for part in (aucs, gains) if part]
+    upper, *lower = figure.subplots(len(rows), 1, height_ratios=rows, squeeze=False).flat
     draw_intervals(upper, aucs, PALETTE, reference=0.5)
     upper.set_xlim(min(0.45, *(auc.low - 0.03 for auc in aucs.values())), 1.02)
     upper.set_title("ROC-AUC")
-    draw_intervals(lower, {f"over {name}": gain for name, gain in differences.items()}, PALETTE[1:], reference=0.0)
-    lower.set_title(f"Gain of {next(iter(aucs))}")
+    for axes in lower:
+        draw_intervals(axes, gains, PALETTE[1:], reference=0.0)
+        axes.set_title(f"Gain of {next(iter(aucs))}")
     return figure
 
 
 def draw_intervals(axes: Axes, intervals: Mapping[str, Interval], colours: Sequence[str], reference: float) -> None:
     """One row for each interval, first on top, with a line at the `reference` that means no effect."""
     axes.axvline(reference, color=MUTED, linewidth=1)
-    for row, (interval, colour) in enumerate(zip(intervals.values(), colours)):
+    for row, (interval, colour) in enumerate(zip(intervals.values(), cycle(colours))):
         axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
         axes.plot(interval.value, row, "o", color=colour, markersize=7, markeredgecolor="white")
-        axes.annotate(f"{interval.value:.2f}", (interval.value, row), xytext=(0, 7), textcoords="offset points",
-                      ha="center", color=INK, fontsize=9)  # fmt: skip
+        above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"{interval.value:.2f}", (interval.value, row), color=INK, **above)
     axes.set_yticks(range(len(intervals)), list(intervals))
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(intervals) - 0.5, -0.6)

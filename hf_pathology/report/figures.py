@@ -13,6 +13,7 @@ from .style import INK, MUTED, PALETTE, WIDTH, plot_style
 
 
 Records = Sequence[Mapping[str, Any]]
+ROUND = (1, 2, 2.5, 5, 10)  # what ticks may be multiples of
 
 LOSSES = {"loss": "total", "cls_loss": "class token", "patch_loss": "hidden patches"}
 SCHEDULES = {
@@ -176,7 +177,7 @@ def finish(axes: Axes, title: str, pad: float = 8) -> None:
     """Titles the axes, `pad` points above them, and labels them with few and plain numbers."""
     axes.set_title(title, pad=pad)
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.margins(x=0.02)

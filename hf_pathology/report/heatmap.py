@@ -160,11 +160,11 @@ def draw_scale_bar(axes: Axes, um_per_pixel: float) -> None:
     length_um = round_length(0.25 * width * um_per_pixel)
     text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
     bar, left, bottom = length_um / um_per_pixel, 0.035 * width, height - 0.035 * width
+    line = {"color": "black", "linewidth": 3, "solid_capstyle": "butt"}
+    axes.plot([left, left + bar], [bottom, bottom], path_effects=[withStroke(linewidth=6, foreground="white")], **line)
+    place = {"ha": "center", "va": "bottom", "fontsize": 10, "color": "black"}
     halo = [withStroke(linewidth=4, foreground="white")]
-    axes.plot([left, left + bar], [bottom, bottom], color="black", linewidth=3, solid_capstyle="butt",
-              path_effects=[withStroke(linewidth=6, foreground="white")])  # fmt: skip
-    axes.text(left + bar / 2, bottom - 0.015 * width, text, ha="center", va="bottom", fontsize=10, color="black",
-              path_effects=halo)  # fmt: skip
+    axes.text(left + bar / 2, bottom - 0.015 * width, text, path_effects=halo, **place)
 
 
 def round_length(limit: float) -> float:

@@ -1,8 +1,8 @@
 """The cohort: which slides there are, whose they are, and what is known of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -66,10 +66,10 @@ def read_cohort(
     """
     rows = read_table(table, required=("slide",))
     found = {slide.key: slide for slide in find_slides(folder, mpp)}
-    names = _unique_names(found.values())
+    key_of = slide_names(list(found))
     slides, missing = [], []
     for row in rows.to_dict("records"):
-        slide = found.get(row["slide"]) or names.get(row["slide"])
+        slide = found.get(key_of.get(row["slide"], ""))
         if slide is None:
             missing.append(
                 f"{row['slide']} is named in {table} but is not in {folder}: mend the table or add the file"
@@ -107,13 +107,14 @@ def read_table(table: str | Path, required: Iterable[str]) -> pd.DataFrame:
     return rows
 
 
-def _unique_names(slides: Iterable[CohortSlide]) -> dict[str, CohortSlide]:
-    """File names and stems that belong to one slide only."""
-    names: dict[str, CohortSlide | None] = {}
-    for slide in slides:
-        for name in {slide.path.name, slide.path.stem, slide.key.removesuffix(slide.path.suffix)} - {slide.key}:
-            names[name] = None if name in names else slide
-    return {name: slide for name, slide in names.items() if slide is not None}
+def slide_names(keys: Sequence[str]) -> dict[str, str]:
+    """What a table may call slides, with their keys: the key, or the name with or without suffix where it is unique."""
+    keys_of: dict[str, set[str]] = {}
+    for key in keys:
+        path = PurePosixPath(key)
+        for name in (path.with_suffix("").as_posix(), path.name, path.stem):
+            keys_of.setdefault(name, set()).add(key)
+    return {name: found.pop() for name, found in keys_of.items() if len(found) == 1} | {key: key for key in keys}
 
 
 def _positive_number(text: str | None, where: str) -> float | None:

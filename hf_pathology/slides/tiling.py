@@ -73,7 +73,8 @@ def tile_slide(slide: CohortSlide, folder: str | Path, options: GridOptions) -> 
                 grid = TileGrid.load(saved)
             except UserError:
                 grid = None  # a damaged file is made again
-            if grid is not None and _was_made_with(grid, options, opened.mpp):
+            pictures = mask_path(folder, slide.key), overview_path(folder, slide.key)
+            if grid is not None and _was_made_with(grid, options, opened.mpp) and all(map(Path.is_file, pictures)):
                 return grid
         opened.mpp  # refuses a slide without resolution before any work is done  # noqa: B018
         tissue = find_tissue(opened)

@@ -1,11 +1,14 @@
 """A small cohort, tiled, and a tiny ViT, for the tests of the report."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import ViTConfig, ViTModel
 
+from hf_pathology.evaluation.cross_validation import CrossValidation, score_folds
 from hf_pathology.features.encoder import Encoder
 from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.cohort import CohortSlide
@@ -35,3 +38,20 @@ def encoder() -> Encoder:
     config = ViTConfig(**sizes, image_size=32, patch_size=8, attn_implementation="eager")
     model = ViTModel(config, add_pooling_layer=False).eval()
     return Encoder(model, "tiny", "0", "cls", 32, 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture(scope="session")
+def validation() -> Callable[..., CrossValidation]:
+    """A function that makes a cross-validation of 10 cases of each class, favouring the truth by `separation`."""
+
+    def make(separation: float, classes: tuple[str, ...] = ("a", "b"), seed: int = 0) -> CrossValidation:
+        targets = np.arange(10 * len(classes)) % len(classes)
+        names = [f"slide {index}" for index in range(len(targets))]
+        logits = np.random.default_rng(seed).normal(size=(len(targets), len(classes)))
+        logits[np.arange(len(targets)), targets] += separation
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        fold = np.arange(len(targets)) // len(classes) % 2
+        labels = [classes[target] for target in targets]
+        return score_folds(names, names, labels, fold=fold, probabilities=probabilities, seed=0)
+
+    return make

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 
-from hf_pathology.evaluation.cross_validation import score_folds
 from hf_pathology.evaluation.intervals import auc_difference
 from hf_pathology.report.comparison import auc_figure, comparison_table, roc_figure
 from hf_pathology.report.figures import collapse_figure, loss_figure, schedule_figure, speed_figure, throughput
@@ -59,18 +58,7 @@ def test_throughput_is_measured_between_records():
     np.testing.assert_array_equal(waited, [0.125, 0.125])
 
 
-def validation(separation, classes=("a", "b"), seed=0):
-    """A cross-validation of 10 cases of each class whose probabilities favour the truth by `separation`."""
-    targets = np.arange(10 * len(classes)) % len(classes)
-    names = [f"slide {index}" for index in range(len(targets))]
-    logits = np.random.default_rng(seed).normal(size=(len(targets), len(classes)))
-    logits[np.arange(len(targets)), targets] += separation
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    labels = [classes[target] for target in targets]
-    return score_folds(names, names, labels, fold=np.arange(len(targets)) % 2, probabilities=probabilities, seed=0)
-
-
-def test_features_are_compared_in_plots_and_a_table():
+def test_features_are_compared_in_plots_and_a_table(validation):
     validations = {"ours": validation(2.0), "theirs": validation(0.5, seed=1)}
     ours, theirs = validations.values()
     gain = auc_difference(ours.cases, ours.targets, ours.probabilities, theirs.probabilities, seed=0)
@@ -84,7 +72,7 @@ def test_features_are_compared_in_plots_and_a_table():
     assert "20 cases in 2 folds" in table.caption
 
 
-def test_one_set_of_features_and_three_classes_can_be_drawn():
+def test_one_set_of_features_and_three_classes_can_be_drawn(validation):
     single = {"ours": validation(1.0, ("a", "b", "c"))}
     assert "c against the rest" in roc_figure(single, 2, seed=0).axes[0].get_title("left")
     assert len(auc_figure({"ours": single["ours"].auc}, {}).axes) == 1

@@ -12,8 +12,6 @@ from hf_pathology.report.page import KeyNumber, Picture, Section, Table, render,
 from hf_pathology.report.sections import provenance_section, slides_section
 from hf_pathology.slides.tiling import overview_path
 
-from .test_figures import validation
-
 
 EVIL = '<script>alert("slide")</script>.svs'
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -43,7 +41,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def html(tiled, encoder, tmp_path_factory):
+def html(tiled, encoder, validation, tmp_path_factory):
     folder, pairs = tiled
     ours = validation(1.0)
     chosen = choose_examples(ours)
@@ -114,7 +112,7 @@ def test_a_lost_picture_of_a_slide_is_named(tiled, tmp_path):
         slides_section(tmp_path, [grid], {})
 
 
-def test_the_surest_right_and_wrong_slides_are_shown():
+def test_the_surest_right_and_wrong_slides_are_shown(validation):
     judged = validation(0.7)
     predicted, sure = judged.probabilities.argmax(axis=1), judged.probabilities.max(axis=1)
     a, b, *wrong = choose_examples(judged, wrong=1)
