@@ -91,8 +91,8 @@ def test_a_slide_without_resolution_is_tiled_when_the_user_says_it(tmp_path):
 def test_embed_estimates_embeds_and_finds_what_is_done(slides, encoder, features, tmp_path):
     estimated = run("embed", slides, "--encoder", encoder, "--out", tmp_path, "--dry-run", "--limit", 2)
     assert estimated.returncode == 0 and "tiles of 2 slides: about" in estimated.stdout
-    assert not list(tmp_path.glob("*.safetensors"))
-    stamps = {path: path.stat().st_mtime_ns for path in features.rglob("case*.safetensors")}
+    assert not list(tmp_path.rglob("*.features.safetensors"))
+    stamps = {path: path.stat().st_mtime_ns for path in features.rglob("case*.features.safetensors")}
     again = run("embed", slides, "--encoder", encoder, "--out", features)
     assert again.returncode == 0 and len(stamps) >= 6
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps

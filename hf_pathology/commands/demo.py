@@ -1,5 +1,6 @@
 """`hf-pathology demo`: the whole story, from slides to a report, on drawn slides or on yours."""
 
+import os
 import subprocess
 import sys
 import time
@@ -148,6 +149,7 @@ def pretrain(slides: Path, cohort: Path | None, out: Path, steps: int) -> str:
     with as_file(files("hf_pathology.recipes")) as recipes:
         words = [
             *["accelerate", "launch", "--quiet", "--config_file", str(recipes / "accelerate" / "cpu.yaml")],
+            *["--num_cpu_threads_per_process", str(os.cpu_count() or 1)],
             *[str(recipes / "pretrain_ibot.py"), "--config", str(recipes / "configs" / CONFIG)],
             *["--slides", str(slides), "--out", str(out / "pretrain"), "--grids", str(out / "tiles")],
             *["--steps", str(steps), *(["--cohort", str(cohort)] if cohort else [])],

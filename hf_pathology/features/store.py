@@ -11,7 +11,7 @@ from ..slides.grid import TileGrid
 from ..slides.store import load_arrays, save_arrays
 
 
-SUFFIX = ".safetensors"
+SUFFIX = ".features.safetensors"
 
 
 @dataclass(frozen=True)

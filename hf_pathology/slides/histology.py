@@ -19,7 +19,8 @@ INKS = {  # of marker pens, likewise
     "black": (2.40, 2.35, 2.25),
 }
 STROMA_SPACING = 27.0  # of the lattice on which nuclei of the stroma may be
-FAT_SPACING = 112.0  # between fat cells
+FAT_SPACING = 100.0  # between fat cells
+LYMPHOID_SPACING = 15.0  # between lymphocytes of an aggregate
 FRACTION_BITS = 4  # OpenCV draws at sixteenths of a pixel
 
 
@@ -63,7 +64,8 @@ def stain_tissue(
 
     Args:
         tissue: bool (size, size); `depth` uint8 (size, size), the distance to its edge, 255 being 255 or more.
-        nests: what is drawn on `pattern`, bool (size, size); elsewhere there are fat cells, and stroma is everywhere.
+        nests: what is drawn on `pattern`, bool (size, size); elsewhere there are patches of fat cells and of
+            lymphocytes. Stroma is everywhere, here dense, there loose.
     """
     size = len(tissue)
     cells, holes, nuclei = (np.zeros((size, size), np.uint8) for _ in range(3))
@@ -72,7 +74,10 @@ def stain_tissue(
     fill_polygons(holes, [hole for nest in nests for hole in nest.holes] + fat)
     fibres, angle = draw_fibres(rng, size)
     taken = cv2.dilate(cells | holes, np.ones((17, 17), np.uint8)) > 0
-    draw_nuclei(rng, nuclei, stroma_nuclei(rng, tissue & ~taken, angle))
+    room = tissue & ~taken
+    lymphoid = room & ~pattern & (smooth_noise(rng, size, size / 11) > 0.9)
+    draw_nuclei(rng, nuclei, stroma_nuclei(rng, room & ~lymphoid, angle))
+    draw_nuclei(rng, nuclei, lymphocytes(rng, lymphoid))
     for nest in nests:
         draw_nuclei(rng, nuclei, nest.nuclei)
 
@@ -81,7 +86,8 @@ def stain_tissue(
     present = soften(tissue.astype(np.uint8) * 255, 2)
     present *= 1 - soften(holes, 1.5)
     eosin = fibres
-    eosin += (0.5 - fibres) * cells  # cytoplasm is even, and on average as dark as the fibres
+    eosin *= 1 + 0.28 * np.clip(smooth_noise(rng, size, 220), -2, 2)
+    eosin += (0.5 - eosin) * cells  # cytoplasm is even, and on average as dark as the fibres
     eosin *= (1 + 0.05 * grain) * (1 - 0.4 * nuclei)
     eosin *= present
     haematoxylin = grain
@@ -96,7 +102,7 @@ def stain_tissue(
 def place_fat(rng: np.random.Generator, depth: np.ndarray, pattern: np.ndarray) -> list[np.ndarray]:
     """Fat cells in patches outside the pattern, polygons (P, 2), each clear of its neighbours and of nests."""
     size = len(depth)
-    patches = smooth_noise(rng, size, size / 8) > 1.0
+    patches = smooth_noise(rng, size, size / 9) > 0.6
     cells = []
     for centre in jittered_lattice(rng, size, FAT_SPACING, 14):
         radius = rng.uniform(20, 42)
@@ -117,6 +123,14 @@ def stroma_nuclei(rng: np.random.Generator, room: np.ndarray, angle: np.ndarray)
     crowd = np.clip(0.3 + 0.3 * smooth_noise(rng, len(room), 260)[row, column], 0.12, 0.85)
     keep = room[row, column] & (rng.random(len(xy)) < crowd)
     return Nuclei(xy[keep], axes[keep], fibre[keep])
+
+
+def lymphocytes(rng: np.random.Generator, room: np.ndarray) -> Nuclei:
+    """Small round nuclei, close together, where `room` (bool (size, size))."""
+    xy = jittered_lattice(rng, len(room), LYMPHOID_SPACING, 4)
+    column, row = xy.astype(int).T
+    xy = xy[room[row, column] & (rng.random(len(xy)) < 0.9)]
+    return Nuclei(xy, rng.uniform(4.5, 6, (len(xy), 1)) * np.ones(2), np.zeros(len(xy)))
 
 
 def draw_fibres(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

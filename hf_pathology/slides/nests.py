@@ -1,7 +1,7 @@
 """Draws the one thing in which the two classes of synthetic slides differ: how nuclei are arranged in nests of cells.
 
 In a glandular nest the nuclei line one lumen. In a solid nest the same number of nuclei, of the same sizes, fills the same
-outline, between three vacuoles that together have the lumen's area. So colours and counts are the same in both.
+outline, between seven vacuoles that together have the lumen's area. So colours and counts are the same in both.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ import numpy as np
 
 
 LABELS = ("glandular", "solid")
-SPACING = 196.0  # of the lattice of nests; all lengths are pixels of 0.5 um
-RADIUS = (54.0, 86.0)  # 54 to 86 um across
+SPACING = 172.0  # of the lattice of nests; all lengths are pixels of 0.5 um
+RADIUS = (58.0, 84.0)  # 58 to 84 um across
+VACUOLES = 7
 CLEARANCE = 12.0  # between a nest and the edge of the tissue
 
 
@@ -51,7 +52,7 @@ def place_nests(
     for row, y in enumerate(np.arange(SPACING / 2, size, SPACING * np.sqrt(3) / 2)):
         for x in np.arange(SPACING / 2 * (1 + row % 2), size, SPACING):
             nest_rng = np.random.default_rng(rng.integers(2**63))
-            centre = np.clip((x, y) + nest_rng.uniform(-20, 20, 2), 0, size - 1)
+            centre = np.clip((x, y) + nest_rng.uniform(-12, 12, 2), 0, size - 1)
             radius = nest_rng.uniform(*RADIUS)
             own = nest_rng.random() < purity
             column, line = centre.astype(int)
@@ -69,7 +70,7 @@ def draw_nest(rng: np.random.Generator, centre: np.ndarray, radius: float, gland
     axes = np.array([direction(tilt), direction(tilt + np.pi / 2)])  # rows: the long axis and the short one
     shear = axes.T @ np.diag([stretch, 1 / stretch]) @ axes  # (2, 2), keeps areas
     outline = radius * polygon(ripple(rng, 48, 0.08))
-    lumen = radius * rng.uniform(0.34, 0.46)
+    lumen = radius * rng.uniform(0.42, 0.54)
     count = int(2 * np.pi * 0.75 * radius / rng.uniform(14, 17))
     axes = np.stack([rng.uniform(6.5, 9.5, count), rng.uniform(4.2, 6.0, count)], axis=1)  # nuclei of 4 to 9.5 um
     if glandular:
@@ -78,19 +79,22 @@ def draw_nest(rng: np.random.Generator, centre: np.ndarray, radius: float, gland
         angle = np.degrees(turn) + rng.normal(0, 15, count)
         holes = [lumen * polygon(ripple(rng, 48, 0.15))]
     else:
-        share = rng.dirichlet([12, 12, 12])  # of the lumen's area
-        turn = rng.uniform(0, 6) + circle(3) + rng.uniform(-0.5, 0.5, 3)
-        vacuoles = radius * rng.uniform(0.35, 0.62, (3, 1)) * direction(turn)  # (3, 2)
-        radii = lumen * np.sqrt(share)
+        radii = lumen * np.sqrt(rng.dirichlet([12] * VACUOLES))  # together of the lumen's area
+        vacuoles = spread(0.68 * radius * scatter(rng, 200), VACUOLES)
         holes = [place + edge * polygon(ripple(rng, 24, 0.08)) for place, edge in zip(vacuoles, radii)]
-        spots = 0.88 * radius * np.sqrt(rng.random((400, 1))) * direction(rng.uniform(0, 2 * np.pi, 400))
-        clear = (np.linalg.norm(spots[:, None] - vacuoles, axis=2) - radii).min(axis=1) > 6
+        spots = 0.88 * radius * scatter(rng, 600)
+        clear = (np.linalg.norm(spots[:, None] - vacuoles, axis=2) - radii).min(axis=1) > 5
         spots, angle = spread(spots[clear], count), rng.uniform(0, 180, count)
     return Nest(
         centre + outline @ shear,
         [centre + hole @ shear for hole in holes],
         Nuclei(centre + spots @ shear, axes, angle),
     )
+
+
+def scatter(rng: np.random.Generator, count: int) -> np.ndarray:
+    """`count` points (`count`, 2), evenly random inside the unit circle."""
+    return np.sqrt(rng.random((count, 1))) * direction(rng.uniform(0, 2 * np.pi, count))
 
 
 def spread(points: np.ndarray, count: int) -> np.ndarray:

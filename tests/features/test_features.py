@@ -144,7 +144,7 @@ def test_a_saved_bag_comes_back_the_same(tmp_path):
     path = features_path(tmp_path, "sub/a.svs")
     bag().save(path)
     copy = SlideFeatures.load(path)
-    assert path == tmp_path / "sub" / "a.svs.safetensors"
+    assert path == tmp_path / "sub" / "a.svs.features.safetensors"
     for name in ("features", "xy", "valid"):
         assert np.array_equal(getattr(copy, name), getattr(bag(), name))
     assert (copy.slide, copy.encoder, copy.mpp, copy.extent) == ("sub/a.svs", "e", 0.5, (448.0, 448.0))
@@ -163,7 +163,7 @@ def test_a_truncated_feature_file_is_named(tmp_path):
     path = features_path(tmp_path, "a.svs")
     bag("a.svs").save(path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="a.svs.safetensors cannot be read"):
+    with pytest.raises(UserError, match="a.svs.features.safetensors cannot be read"):
         SlideFeatures.load(path)
 
 

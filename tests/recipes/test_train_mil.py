@@ -79,7 +79,7 @@ def test_witness_tiles_are_found_and_get_the_attention(trained):
     result, folder = trained
     assert result.validation.auc.value > 0.9 and result.validation.auc.low > 0.8
     assert not result.missing
-    bag = SlideFeatures.load(folder / "features" / "site" / "slide02.svs.safetensors")
+    bag = SlideFeatures.load(folder / "features" / "site" / "slide02.svs.features.safetensors")
     tiles = torch.from_numpy(bag.features[bag.valid])
     scores = load_head(folder / "out" / "head")(tiles.unsqueeze(0)).tile_scores[0]
     assert sorted(scores.topk(3).indices.tolist()) == [0, 1, 2]
