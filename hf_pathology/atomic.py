@@ -8,35 +8,58 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from .errors import UserError
+
+
+WRITE_FAILURES = ("No space left", "inline_container")  # what safetensors and torch say when a disk is full
+AFTER_MENDING = "mend that, and the same command goes on"
+
+
+@contextmanager
+def naming_write_errors(path: str | Path) -> Iterator[None]:
+    """Turns a failure to write within the block into a UserError that names `path` and the cause, a full disk above all."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; {AFTER_MENDING}") from error
+    except (SafetensorError, RuntimeError) as error:
+        if not any(words in str(error) for words in WRITE_FAILURES):
+            raise
+        raise UserError(f"{path} cannot be written: no space left on device; {AFTER_MENDING}") from error
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed to `path` when the block ends, removed when it raises."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with naming_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A temporary directory beside `path` to fill; it replaces `path` when the block ends, and goes when it raises."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        replace_directory(partial, path)
-    finally:
+    with naming_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            replace_directory(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_directory(partial: Path, path: Path) -> None:

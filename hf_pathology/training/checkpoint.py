@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..atomic import replace_directory, write_json
+from ..atomic import naming_write_errors, replace_directory, write_json
 from ..errors import UserError
 
 
@@ -36,6 +36,23 @@ class Checkpoints:
         accelerator = self.accelerator
         path = self.folder / f"step_{step:08d}"
         partial = self.folder / f".{path.name}.partial"
+        with naming_write_errors(path):
+            try:
+                self._write(partial, step, data_state, config)
+                if accelerator.is_main_process:
+                    replace_directory(partial, path)
+            finally:
+                if accelerator.is_main_process:
+                    shutil.rmtree(partial, ignore_errors=True)
+        if accelerator.is_main_process:
+            for old in self.paths()[: -self.keep]:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+        return path
+
+    def _write(self, partial: Path, step: int, data_state: dict[str, Any], config: dict[str, Any]) -> None:
+        """Fills the new directory `partial` from all ranks, the index last."""
+        accelerator = self.accelerator
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -55,11 +72,6 @@ class Checkpoints:
                 "files": files,
             }
             write_json(partial / INDEX, index)
-            replace_directory(partial, path)
-            for old in self.paths()[: -self.keep]:
-                shutil.rmtree(old)
-        accelerator.wait_for_everyone()
-        return path
 
     def load_last(self, config: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
         """Restores the last whole checkpoint; returns its step and every rank's place in the stream. (0, []) without one.

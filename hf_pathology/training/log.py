@@ -1,14 +1,15 @@
 """The log of a run: one JSON object a line, appended as the run goes, cut back when it resumes."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_path
+from ..atomic import atomic_path, naming_write_errors
 
 
 class JsonLog:
-    """Appends records to a JSON-lines file; each record carries the `step` it describes.
+    """Appends records of numbers to a JSON-lines file; each carries the `step` it describes. Not finite is `null`.
 
     Args:
         path: the file, made when absent.
@@ -18,12 +19,17 @@ class JsonLog:
     def __init__(self, path: Path, first_step: int):
         kept = [record for record in read_log(path) if record["step"] < first_step]
         with atomic_path(path) as partial:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            partial.write_text("".join(map(as_line, kept)), encoding="utf-8")
         self.path = path
 
     def write(self, record: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with naming_write_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(as_line(record))
+
+
+def as_line(record: dict[str, Any]) -> str:
+    """The record as one line of JSON, which knows no number that is not finite."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in record.items()}) + "\n"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -33,7 +39,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             break
+        records.append({name: math.nan if value is None else value for name, value in record.items()})
     return records
