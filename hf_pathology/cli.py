@@ -18,6 +18,8 @@ app = typer.Typer(
     help="Hugging Face-ecosystem encoders for whole-slide images: pretrain, release, embed, classify.",
 )
 
+INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
+
 SlideFolder = Annotated[
     Path, typer.Argument(help="Folder of slides, searched with all its sub-folders, or one slide.")
 ]
@@ -205,6 +207,7 @@ def main() -> None:
             raise
         print(f"error: {error.strerror}: {error.filename or 'no file named'}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
+        raise
