@@ -1,5 +1,6 @@
 """Batches of views for training, whose place in the stream can be saved and entered again, on any number of ranks."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,12 @@ from torch.utils.data import DataLoader
 
 from ..slides.grid import TileGrid
 from .stream import block_table, stream_tiles
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """Lets a worker outlive Ctrl-C and SIGTERM, which reach all processes of a job: the main process ends it when done."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TileLoader:
@@ -67,6 +74,7 @@ class TileLoader:
             stream.map(self.to_views, remove_columns=["tile", "epoch"]),
             self.batch_size,
             num_workers=self.workers,
+            worker_init_fn=leave_signals_to_the_main_process,
             generator=torch.Generator(),  # its own, for a DataLoader draws a seed, and a resumed run would draw another
         )
         for batch in loader:

@@ -112,6 +112,22 @@ def test_a_killed_run_goes_on_to_the_same_bits(slides, tmp_path, launcher):
     assert "iBOT" in card and "2, of 2 cases" in card
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_saves_the_run_and_ends_it(slides, tmp_path, number):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, *command([RECIPE], slides, tmp_path / "run", "--steps", "2000", "--log_every", "1")]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while len(read_log(log)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    steps = int(said.rsplit("stopped after step ", 1)[1].split(";")[0])
+    assert (tmp_path / "run" / "checkpoints" / f"step_{steps:08d}").is_dir() and "Traceback" not in said
+
+
 def test_two_processes_read_different_tiles_and_keep_the_same_weights(slides, tmp_path):
     finished = run(TWO, slides, tmp_path / "two", "--steps", "2")
     assert finished.returncode == 0, finished.stderr
