@@ -53,6 +53,7 @@ class RunRecord:
         self.command, self.options = command, options
         self.done: dict[str, dict[str, Any]] = {}
         self.problems: list[str] = []
+        self.left_out: list[str] = []
         self._started = time.time()
 
     @property
@@ -69,6 +70,10 @@ class RunRecord:
         self.problems.append(problem)
         print(f"problem: {problem}", file=sys.stderr, flush=True)
 
+    def leave_out(self, reason: str) -> None:
+        """Takes note of one thing that was not meant to be done."""
+        self.left_out.append(reason)
+
     def save(self, path: str | Path) -> None:
         """Writes the record as JSON."""
         content = {
@@ -79,6 +84,7 @@ class RunRecord:
             },
             "complete": not self.problems,
             "problems": self.problems,
+            "left_out": self.left_out,
             "seconds": round(time.time() - self._started, 3),
             "versions": versions(),
             "slides": self.done,

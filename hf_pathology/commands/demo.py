@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, ViTModel, set_seed
 
-from ..errors import UserError
+from ..errors import SlideError, UserError
 from ..evaluation.cross_validation import CrossValidation
 from ..evaluation.intervals import Interval, auc_difference
 from ..features.bags import read_labelled_bags
@@ -26,7 +26,7 @@ from ..record import RunRecord
 from ..slides.cohort import CohortSlide
 from ..slides.grid import TileGrid
 from ..slides.synthetic import BLANK, write_demo_cohort
-from ..slides.tiling import GridOptions
+from ..slides.tiling import GridOptions, tile_slide
 from ..training.config import read_yaml
 from .cohort import chosen_slides
 from .demo_report import write_demo_report
@@ -74,14 +74,17 @@ def demo(*, out: Path, slides: Path | None, cohort: Path | None, tiny: bool) -> 
     story = Story(out)
 
     story.tell("slides")
-    if slides is None:
+    drawn = slides is None
+    if drawn:
         slides = out / "slides"
         cohort = draw_slides(slides, size)
-    chosen = [slide for slide in chosen_slides(slides, cohort, None, None, record) if slide.path.name != BLANK]
+    chosen = chosen_slides(slides, cohort, None, None, record)
 
     story.tell("tissue and grid")
     options = grid_options()
     grids = tile_slides(chosen, out / "tiles", options, record)
+    if drawn:
+        check_blank(slides, out, options, record)
     if not grids:
         raise UserError(f"{slides}: no slide can be used")
     of_key = {slide.key: slide for slide in chosen}
@@ -138,6 +141,16 @@ def draw_slides(folder: Path, size: DemoSize) -> Path:
             purity=PURITY,
             progress=lambda done, total: progress.advance(),
         )
+
+
+def check_blank(slides: Path, out: Path, options: GridOptions, record: RunRecord) -> None:
+    """Shows on the drawn slide of mere glass that it gets no tiles, and notes why."""
+    try:
+        tile_slide(CohortSlide(BLANK, slides / BLANK, BLANK), out / "tiles", options)
+    except SlideError as error:
+        record.leave_out(str(error))
+    else:
+        record.failed(f"{slides / BLANK} is mere glass and was taken for tissue")
 
 
 def grid_options() -> GridOptions:

@@ -38,7 +38,7 @@ def write_demo_report(
     grids, labels = [grid for _, grid in pairs], {slide.key: slide.label for slide, _ in pairs}
     encoder = load_encoder(out / "pretrain" / "encoder", attention="eager")
     sections = [
-        slides_section(out / "tiles", grids, labels, record.problems),
+        slides_section(out / "tiles", grids, labels, record.left_out + record.problems),
         pretraining_section(read_log(out / "pretrain" / "log.jsonl")),
         encoder_section(encoder, pairs),
     ]
