@@ -7,15 +7,17 @@ The same command goes on with a run that was interrupted. The encoder lies in OU
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import ViTConfig
 
 from hf_pathology.errors import UserError
+from hf_pathology.features.embed import check_resolution
+from hf_pathology.features.encoder import load_encoder
 from hf_pathology.hub_upload.cards import encoder_card
-from hf_pathology.hub_upload.export import IMAGENET_MEAN, IMAGENET_STD, export_encoder
+from hf_pathology.hub_upload.export import export_encoder
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.recipes.slide_data import SlideData, load_slides
@@ -37,6 +39,7 @@ class ModelOptions:
     num_hidden_layers: int = 12
     num_attention_heads: int = 6
     patch_size: int = 16
+    initializer_range: float = 0.02
     out_dim: int = 8192
     patch_out_dim: int | None = None
     head_hidden_dim: int = 2048
@@ -48,7 +51,11 @@ class ModelOptions:
     warmup_teacher_temperature: float = 0.04
     warmup_teacher_patch_temperature: float = 0.04
     teacher_temperature_warmup_steps: int = 0
+    center_momentum: float = 0.9
+    patch_center_momentum: float = 0.9
     teacher_momentum: float = 0.996
+    cls_loss_weight: float = 1.0
+    patch_loss_weight: float = 1.0
     freeze_last_layer_steps: int = 0
 
 
@@ -61,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Slides to tiles to views.
     cohort = load_slides(data, grid, accelerator)
-    model = build_model(numbers, image_size=views.global_size)
+    if numbers.encoder is not None:
+        views = views_for_release(views, numbers.encoder, grid.mpp)
+    model = build_model(numbers, views.global_size)
     loader = TileLoader(
         cohort.grids,
         cohort.paths,
@@ -74,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         world=accelerator.num_processes,
         workers=data.workers,
     )
-    colours = Photometric(IMAGENET_MEAN, IMAGENET_STD).to(accelerator.device)
+    colours = Photometric(views.mean, views.std).to(accelerator.device)
 
     def to_inputs(batch: dict) -> dict[str, torch.Tensor]:
         moved = {
@@ -94,7 +103,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Loss to release.
     if accelerator.is_main_process:
         card = encoder_card(method="iBOT", config=config, log=out / "log.jsonl", cohort=cohort, training=training)
-        export_encoder(trained.encoder, out / "encoder", tile_size=views.global_size, mpp=grid.mpp, card=card)
+        export_encoder(
+            trained.encoder,
+            out / "encoder",
+            tile_size=views.global_size,
+            mpp=grid.mpp,
+            mean=views.mean,
+            std=views.std,
+            card=card,
+        )
         accelerator.print(f"encoder: {out / 'encoder'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -113,9 +130,10 @@ def build_model(numbers: ModelOptions, image_size: int) -> IbotForPreTraining:
         intermediate_size=4 * numbers.hidden_size,
         patch_size=numbers.patch_size,
         image_size=image_size,
+        initializer_range=numbers.initializer_range,
         layer_norm_eps=1e-6,
     )
-    own = {"encoder", "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"}
+    own = {"encoder", "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "initializer_range"}
     config = IbotConfig(trunk, **{name: value for name, value in asdict(numbers).items() if name not in own})
     if numbers.encoder is None:
         return IbotForPreTraining(config)
@@ -123,6 +141,18 @@ def build_model(numbers: ModelOptions, image_size: int) -> IbotForPreTraining:
         return IbotForPreTraining.from_encoder(numbers.encoder, config)
     except (OSError, ValueError) as error:
         raise UserError(f"--encoder {numbers.encoder}: {error}") from error
+
+
+def views_for_release(views: ViewOptions, encoder: str, mpp: float) -> ViewOptions:
+    """The views with the mean and standard deviation of the release that training starts from.
+
+    Raises UserError when the release was made for tiles of another resolution or size.
+    """
+    release = load_encoder(encoder)
+    check_resolution(release, mpp)
+    if release.size != views.global_size:
+        raise UserError(f"--encoder {encoder} takes views of {release.size} px: choose --global_size {release.size}")
+    return replace(views, mean=list(release.mean), std=list(release.std))
 
 
 if __name__ == "__main__":

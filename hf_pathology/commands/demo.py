@@ -200,7 +200,9 @@ def untrained(out: Path) -> Encoder:
         release = load_encoder(out / "pretrain" / "encoder")
         set_seed(0)
         model = ViTModel(AutoConfig.from_pretrained(release.name), add_pooling_layer=False)
-        export_encoder(model, folder, tile_size=release.size, mpp=release.mpp)
+        export_encoder(
+            model, folder, tile_size=release.size, mpp=release.mpp, mean=list(release.mean), std=list(release.std)
+        )
     return load_encoder(folder)
 
 

@@ -37,7 +37,12 @@ class ViewOptions:
         vertical_flip, quarter_turns: also turn views upside down, and by multiples of 90 degrees; the published views
             are flipped left to right only.
         hidden_shares, hidden_spreads: each global view hides one of the shares of its patches, varied by its spread.
+        jitter: how far brightness, contrast and saturation (as factors) and hue (as a turn) are changed.
+        gray: probability of losing the colour.
+        blur: probability for the first global view, the second, and local ones. The blur, of up to 2 pixels, is meant for
+            views of 224 and 96 pixels.
         solarize: probability for the second global view.
+        mean, std: of the channels, between 0 and 1, for normalisation; ImageNet's. They are saved with the encoder.
     """
 
     global_size: int = 224
@@ -49,7 +54,12 @@ class ViewOptions:
     quarter_turns: bool = False
     hidden_shares: list[float] = field(default_factory=lambda: [0.0, 0.3])
     hidden_spreads: list[float] = field(default_factory=lambda: [0.0, 0.2])
+    jitter: list[float] = field(default_factory=lambda: [0.4, 0.4, 0.2, 0.1])
+    gray: float = 0.2
+    blur: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.5])
     solarize: float = 0.2
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
 
 class MultiCrop:
@@ -75,12 +85,17 @@ class MultiCrop:
         local_crops = [
             self._crop(tile, options.local_size, options.local_scale, rng) for _ in range(options.local_views)
         ]
-        colours = [draw_colours(rng, blur=1.0, solarize=0.0), draw_colours(rng, blur=0.1, solarize=options.solarize)]
+        first, second, local = options.blur
+        colours = [self._colours(rng, first), self._colours(rng, second, options.solarize)]
         views = {"global_views": np.stack(global_crops), "global_colours": np.stack(colours)}
         if local_crops:
             views["local_views"] = np.stack(local_crops)
-            views["local_colours"] = np.stack([draw_colours(rng, blur=0.5, solarize=0.0) for _ in local_crops])
+            views["local_colours"] = np.stack([self._colours(rng, local) for _ in local_crops])
         return {**views, "hidden": np.stack([self._hidden(rng) for _ in range(2)])}
+
+    def _colours(self, rng: np.random.Generator, blur: float, solarize: float = 0.0) -> np.ndarray:
+        options = self.options
+        return draw_colours(rng, blur=blur, solarize=solarize, jitter=options.jitter, gray=options.gray)
 
     def _hidden(self, rng: np.random.Generator) -> np.ndarray:
         share = draw_hidden_share(self.options.hidden_shares, self.options.hidden_spreads, rng)
@@ -116,18 +131,26 @@ def draw_crop(
     return (height - edge) // 2, (width - edge) // 2, edge, edge
 
 
-def draw_colours(rng: np.random.Generator, *, blur: float, solarize: float) -> np.ndarray:
+def draw_colours(
+    rng: np.random.Generator,
+    *,
+    blur: float,
+    solarize: float,
+    jitter: Sequence[float] = (0.4, 0.4, 0.2, 0.1),
+    gray: float = 0.2,
+) -> np.ndarray:
     """The numbers of one view's colour changes, float32 (COLUMNS,), drawn as DINO and iBOT do.
 
-    Jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8, in random order; grey with 0.2; Gaussian blur of a standard
+    `jitter` with probability 0.8, in random order; grey with probability `gray`; Gaussian blur of a standard
     deviation between 0.1 and 2 pixels with probability `blur`; inversion above one half with probability `solarize`.
     """
     colours = np.zeros(COLUMNS, np.float32)
     colours[[BRIGHTNESS, CONTRAST, SATURATION]] = 1.0
     if rng.random() < 0.8:
-        colours[:4] = rng.uniform([0.6, 0.6, 0.8, -0.1], [1.4, 1.4, 1.2, 0.1])
+        middle, reach = np.array([1.0, 1.0, 1.0, 0.0]), np.array(jitter)
+        colours[:4] = rng.uniform(middle - reach, middle + reach)
     colours[ORDER] = rng.permutation(4)
-    colours[GRAY] = rng.random() < 0.2
+    colours[GRAY] = rng.random() < gray
     sigma = rng.uniform(0.1, 2.0)
     colours[BLUR] = sigma if rng.random() < blur else 0.0
     colours[SOLARIZE] = rng.random() < solarize

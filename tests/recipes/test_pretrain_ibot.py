@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTModel
 
+from hf_pathology.errors import UserError
+from hf_pathology.hub_upload.export import export_encoder
+from hf_pathology.recipes import pretrain_ibot
 from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.synthetic import draw_slide
 from hf_pathology.training.log import read_log
@@ -137,6 +140,27 @@ def test_two_processes_read_different_tiles_and_keep_the_same_weights(slides, tm
     assert places[0][0][0] % 2 == 0 and places[1][0][0] % 2 == 1
 
 
+def test_a_run_that_starts_from_a_release_keeps_its_statistics_and_refuses_other_tiles(slides, tmp_path):
+    torch.manual_seed(0)
+    trunk = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=32, patch_size=8
+    )
+    vit = ViTModel(trunk, add_pooling_layer=False)
+    half = [0.5, 0.5, 0.5]
+    export_encoder(vit, tmp_path / "release", tile_size=32, mpp=1.0, mean=half, std=half)
+    start = ["--encoder", str(tmp_path / "release")]
+    pretrain_ibot.main(command([], slides, tmp_path / "run", *start, "--steps", "1", "--workers", "0"))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "encoder")
+    assert list(processor.image_mean) == half and list(processor.image_std) == half
+    encoder = AutoModel.from_pretrained(tmp_path / "run" / "encoder")
+    # One step at a learning rate of 0: the teacher still is the release.
+    assert torch.equal(encoder.layernorm.weight, vit.layernorm.weight)
+    with pytest.raises(UserError, match="was trained at 1.0 mpp and the tiles are at 0.5"):
+        pretrain_ibot.main(command([], slides, tmp_path / "other", *start, "--mpp", "0.5"))
+    with pytest.raises(UserError, match="takes views of 32 px: choose --global_size 32"):
+        pretrain_ibot.main(command([], slides, tmp_path / "third", *start, "--global_size", "64"))
+
+
 def test_slides_that_cannot_be_used_are_named_and_the_exit_code_says_so(slides, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -154,7 +178,7 @@ def test_slides_that_cannot_be_used_are_named_and_the_exit_code_says_so(slides, 
     ("options", "message"),
     [
         (["--slides", "nowhere"], "error: nowhere does not exist"),
-        (["--encoder", "nowhere"], "error: --encoder nowhere"),
+        (["--encoder", "nowhere"], "error: nowhere cannot be loaded as an encoder"),
         (["--tile_size", "5000"], "is smaller than one tile"),
     ],
 )

@@ -67,6 +67,19 @@ def test_colour_changes_have_the_published_rates():
     assert (np.sort(drawn[:, views.ORDER]) == np.arange(4)).all()
 
 
+def test_colour_changes_can_be_made_weaker_or_left_out():
+    options = ViewOptions(
+        global_size=64, local_size=32, jitter=[0.2, 0.0, 0.1, 0.5], gray=0.0, blur=[0.0, 0.0, 1.0], solarize=0.0
+    )
+    made = [MultiCrop(options, 8, seed)(row()) for seed in range(100)]
+    drawn = np.concatenate([views_of_tile["global_colours"] for views_of_tile in made])
+    assert 0.8 <= drawn[:, views.BRIGHTNESS].min() < 0.83 and 1.17 < drawn[:, views.BRIGHTNESS].max() <= 1.2
+    assert 0.4 < np.abs(drawn[:, views.HUE]).max() <= 0.5
+    assert (drawn[:, views.CONTRAST] == 1).all()
+    assert (drawn[:, [views.GRAY, views.BLUR, views.SOLARIZE]] == 0).all()
+    assert all((views_of_tile["local_colours"][:, views.BLUR] > 0).all() for views_of_tile in made)
+
+
 def plain(**changes):
     """The numbers of a view that is not changed but for `changes`."""
     colours = np.zeros(views.COLUMNS, np.float32)
