@@ -54,6 +54,7 @@ def features(slides, encoder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("features") / "bags"
     finished = run("embed", slides, "--encoder", encoder, "--out", out)
     assert finished.returncode == 0, finished.stderr
+    assert "by " + str(encoder) in (out / "report.html").read_text()
     return out
 
 
@@ -108,6 +109,7 @@ def test_a_head_is_trained_applied_and_painted(slides, features, tmp_path):
     table = slides / "labels.csv"
     trained = run("train-mil", "--features", features, "--cohort", table, "--out", tmp_path / "mil", "--folds", 3)
     assert trained.returncode == 0, trained.stderr
+    assert "prob" not in trained.stderr and (tmp_path / "mil" / "report.html").is_file()
     assert "ROC-AUC of unseen cases" in trained.stdout
     predictions = tmp_path / "predictions.csv"
     predicted = run("predict", "--head", tmp_path / "mil" / "head", "--features", features, "--out", predictions)

@@ -13,6 +13,8 @@ from ..features.encoder import Encoder, load_encoder
 from ..features.store import SlideFeatures, features_path
 from ..progress import ProgressBar
 from ..record import RunRecord
+from ..report.page import write_report
+from ..report.sections import provenance_section, slides_section
 from ..slides.cohort import CohortSlide
 from ..slides.grid import TileGrid
 from ..slides.tiling import GridOptions
@@ -53,6 +55,13 @@ def embed(
         return record.exit_code
     embed_slides(pairs, loaded, out, record, batch_size)
     record.save(out / "report.json")
+    labels = {slide.key: slide.label for slide in chosen}
+    sections = [
+        slides_section(tiles or out / "tiles", grids, labels, record.problems),
+        provenance_section([record.command_line]),
+    ]
+    lead = f"{len(record.done)} of {len(chosen)} slides embedded by {loaded.name}, revision {loaded.revision}."
+    write_report(out / "report.html", "Features", lead, sections)
     print(f"{len(record.done)} of {len(chosen)} slides embedded: {out}")
     return record.exit_code
 

@@ -8,6 +8,9 @@ from ..recipes.predict_slides import write_table
 from ..recipes.train_mil import HeadTraining
 from ..recipes.train_mil import train_mil as train
 from ..record import RunRecord
+from ..report.classification import classification_section
+from ..report.page import write_report
+from ..report.sections import provenance_section
 
 
 def train_mil(*, features: Path, cohort: Path, out: Path, folds: int, epochs: int, seed: int) -> int:
@@ -20,7 +23,13 @@ def train_mil(*, features: Path, cohort: Path, out: Path, folds: int, epochs: in
     for slide, fold in zip(result.validation.slides, result.validation.fold.tolist()):
         record.did(slide, fold=fold)
     record.save(out / "report.json")
-    print(f"ROC-AUC of unseen cases {result.validation.auc}: {out / 'metrics.json'}; head: {out / 'head'}")
+    sections = [
+        classification_section({"these features": result.validation}, {}),
+        provenance_section([record.command_line]),
+    ]
+    lead = f"{len(record.done)} slides of {len(set(result.validation.cases))} cases, classified by attention MIL."
+    write_report(out / "report.html", "Slide classification", lead, sections)
+    print(f"ROC-AUC of unseen cases {result.validation.auc}; head: {out / 'head'}; report: {out / 'report.html'}")
     return record.exit_code
 
 

@@ -12,6 +12,12 @@ from .images import jpeg_uri, svg_uri
 from .page import Picture, Section
 
 
+GAIN_CAPTION = (
+    "Above, against chance at 0.5. Below, paired differences over the same cases: an interval that stays right of 0 "
+    "speaks for a gain beyond the chance choice of cases."
+)
+
+
 @dataclass(frozen=True)
 class HeatmapExample:
     """A slide beside where the classifier looks.
@@ -70,17 +76,18 @@ def classification_section(
     figures.append(
         Picture(
             svg_uri(auc_figure({name: validation.auc for name, validation in validations.items()}, differences)),
-            "Above, against chance at 0.5. Below, paired differences over the same cases: an interval that stays right of 0 "
-            "speaks for a gain beyond the chance choice of cases.",
-            title="AUC and gain.",
+            GAIN_CAPTION if differences else "Against chance at 0.5.",
+            title="AUC and gain." if differences else "AUC.",
             width="half",
         )
     )
     figures += [example_figure(example) for example in examples]
-    text = (
-        "The same attention classifier was trained on each set of features and tested by cross-validation on cases that "
-        "it had not seen."
+    trained = (
+        "The same attention classifier was trained on each set of features"
+        if differences
+        else "An attention classifier was trained on the features"
     )
+    text = f"{trained} and tested by cross-validation on cases that it had not seen."
     if several:
         text += " AUCs are means over the classes, each against the rest."
     if examples:
