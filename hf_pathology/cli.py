@@ -197,6 +197,7 @@ def _options(
 def main() -> None:
     """Runs the command line; a user's mistake ends in one line, never in a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours say more than the libraries' bars of each file
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads spin otherwise, ruinous on a busy machine
     try:
         app()
     except UserError as error:
