@@ -3,7 +3,6 @@
 accelerate launch recipes/predict_slides.py --head DIR --features DIR --out predictions.csv
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from transformers import AutoModel, HfArgumentParser, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from hf_pathology.atomic import atomic_path
 from hf_pathology.errors import UserError
 from hf_pathology.evaluation.cross_validation import probability_columns
 from hf_pathology.features.bags import feature_keys, load_bags, tiles_of
 from hf_pathology.features.store import SlideFeatures
+from hf_pathology.training.config import parse_config
+from hf_pathology.training.start import run_recipe
 
 
 def predict(head_dir: str | Path, features_dir: str | Path, slides: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -99,14 +100,14 @@ class Arguments:
     out: Path = field(metadata={"help": "CSV to write"})
 
 
-def main() -> None:
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse_config(Arguments, argv=argv)
     table, missing = predict(arguments.head, arguments.features, feature_keys(arguments.features))
     write_table(table, arguments.out)
     print(f"{len(table)} slides classified: {arguments.out}")
     if missing:
-        sys.exit("\n".join(missing))
+        raise UserError("\n".join(missing))
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

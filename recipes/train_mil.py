@@ -7,7 +7,6 @@ features are standardised, and the number of epochs is fixed, so that nothing is
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from sklearn.preprocessing import StandardScaler
-from transformers import HfArgumentParser
 
 from hf_pathology.atomic import atomic_directory, write_json
 from hf_pathology.errors import UserError
@@ -27,6 +25,8 @@ from hf_pathology.features.store import SlideFeatures
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
 from hf_pathology.recipes.predict_slides import class_probabilities, write_table
+from hf_pathology.training.config import parse_config
+from hf_pathology.training.start import run_recipe
 
 
 logger = logging.getLogger(__name__)
@@ -209,13 +209,13 @@ class Arguments:
     folds: int = field(default=5, metadata={"help": "of the cross-validation"})
 
 
-def main() -> None:
-    arguments, training = HfArgumentParser((Arguments, HeadTraining)).parse_args_into_dataclasses()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, training = parse_config(Arguments, HeadTraining, argv=argv)
     result = train_mil(arguments.features, arguments.cohort, arguments.out, folds=arguments.folds, training=training)
     print(f"ROC-AUC of unseen cases {result.validation.auc}: {arguments.out}")
     if result.missing:
-        sys.exit("\n".join(result.missing))
+        raise UserError("\n".join(result.missing))
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)
