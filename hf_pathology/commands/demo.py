@@ -51,7 +51,7 @@ class DemoSize:
     epochs: int
 
 
-FULL = DemoSize(cases_per_class=20, slide_size=3000, steps=400, folds=5, epochs=40)
+FULL = DemoSize(cases_per_class=20, slide_size=3000, steps=600, folds=5, epochs=40)
 TINY = DemoSize(cases_per_class=3, slide_size=1024, steps=10, folds=3, epochs=10)
 CONFIG = "ibot_demo.yaml"
 PATTERN_SHARE, PURITY = 0.6, 1.0  # how hard the two classes are to tell apart, see `draw_slide`

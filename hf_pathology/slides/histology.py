@@ -170,8 +170,8 @@ def render(
     The hue and strength of both stains come from `colour_rng`, uneven light and sensor noise from `glass_rng`.
     """
     size = len(eosin)
-    vectors = np.array([HAEMATOXYLIN, EOSIN]) * np.exp(colour_rng.normal(0, 0.12, (2, 3)))
-    vectors *= np.array([[colour_rng.uniform(1.4, 2.0)], [colour_rng.uniform(0.75, 1.05)]])
+    vectors = np.array([HAEMATOXYLIN, EOSIN]) * np.exp(colour_rng.normal(0, 0.16, (2, 3)))
+    vectors *= np.array([[colour_rng.uniform(1.2, 2.1)], [colour_rng.uniform(0.65, 1.2)]])
     white = colour_rng.uniform(241, 249) + colour_rng.uniform(-3, 3, 3)
     shade = 0.012 * np.abs(smooth_noise(glass_rng, size, size / 2))
     noise = glass_rng.standard_normal((size, size), dtype=np.float32)
