@@ -1,14 +1,10 @@
 """`hf-pathology demo`: the whole story, from slides to a report, on drawn slides or on yours."""
 
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 from transformers import AutoConfig, ViTModel, set_seed
@@ -31,6 +27,7 @@ from ..training.config import read_yaml
 from .cohort import chosen_slides
 from .demo_report import write_demo_report
 from .embed import embed_slides
+from .launch import CONFIG, pretrain
 from .tile import tile_slides
 
 
@@ -53,7 +50,6 @@ class DemoSize:
 
 FULL = DemoSize(cases_per_class=20, slide_size=3000, steps=600, folds=5, epochs=40)
 TINY = DemoSize(cases_per_class=3, slide_size=1024, steps=10, folds=3, epochs=10)
-CONFIG = "ibot_demo.yaml"
 PATTERN_SHARE, PURITY = 0.6, 1.0  # how hard the two classes are to tell apart, see `draw_slide`
 
 
@@ -157,40 +153,6 @@ def grid_options() -> GridOptions:
     """The tiles of the demo: of the same edge as the views of its encoder."""
     config = read_yaml(str(files("hf_pathology.recipes") / "configs" / CONFIG))
     return GridOptions(mpp=config["mpp"], tile_size=config["tile_size"], min_tissue=config["min_tissue"])
-
-
-def pretrain(slides: Path, cohort: Path | None, out: Path, steps: int) -> str:
-    """Launches the recipe as a user would, and returns the command."""
-    with as_file(files("hf_pathology.recipes")) as recipes:
-        words = [
-            *["accelerate", "launch", "--quiet", "--config_file", str(recipes / "accelerate" / "cpu.yaml")],
-            *["--num_cpu_threads_per_process", str(os.cpu_count() or 1)],
-            *[str(recipes / "pretrain_ibot.py"), "--config", str(recipes / "configs" / CONFIG)],
-            *["--slides", str(slides), "--out", str(out / "pretrain"), "--grids", str(out / "tiles")],
-            *["--steps", str(steps), *(["--cohort", str(cohort)] if cohort else [])],
-        ]
-        code = run_to_the_end([sys.executable, "-m", "accelerate.commands.launch", *words[2:]])
-    if code != 0 and not (out / "pretrain" / "encoder" / "config.json").is_file():
-        raise UserError("pretraining did not finish; the same command goes on from its last checkpoint")
-    return " ".join(words)
-
-
-def run_to_the_end(words: Sequence[str]) -> int:
-    """The exit code of a command; on Ctrl-C its processes are asked to stop, and waited for while they save themselves.
-
-    They have a session of their own, so that Ctrl-C in the terminal does not reach the launcher, which would not wait.
-    """
-    process = subprocess.Popen(words, start_new_session=True)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        with suppress(ProcessLookupError):
-            while True:  # until no process of the session is left
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-        raise
 
 
 def untrained(out: Path) -> Encoder:
