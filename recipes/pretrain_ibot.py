@@ -123,6 +123,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_model(numbers: ModelOptions, image_size: int) -> IbotForPreTraining:
     """The untrained method, the same on every rank; or one whose trunks start from the release `numbers.encoder`."""
+    if image_size < 1 or image_size % numbers.patch_size:
+        raise UserError(f"global_size is {image_size}: it must be a multiple of patch_size, {numbers.patch_size}")
+    if numbers.hidden_size % numbers.num_attention_heads:
+        raise UserError(
+            f"hidden_size is {numbers.hidden_size}: it must be a multiple of num_attention_heads, "
+            f"{numbers.num_attention_heads}"
+        )
     trunk = ViTConfig(
         hidden_size=numbers.hidden_size,
         num_hidden_layers=numbers.num_hidden_layers,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from hf_pathology.errors import SlideError, UserError
+from hf_pathology.errors import SlideError, UserError, require_at_least
 from hf_pathology.progress import with_progress
 from hf_pathology.slides.cohort import CohortSlide, find_slides, read_cohort
 from hf_pathology.slides.grid import TileGrid
@@ -42,6 +42,10 @@ class SlideData:
     window: int = 64
     workers: int = 1
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least(1, block=self.block, window=self.window, limit=self.limit)
+        require_at_least(0, workers=self.workers)
 
     def deciding(self) -> dict[str, int]:
         """The options that decide the order of the tiles."""

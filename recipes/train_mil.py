@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from sklearn.preprocessing import StandardScaler
 
 from hf_pathology.atomic import atomic_directory, write_json
-from hf_pathology.errors import UserError
+from hf_pathology.errors import UserError, require_at_least
 from hf_pathology.evaluation.cross_validation import CrossValidation, score_folds
 from hf_pathology.evaluation.splits import stratified_case_folds
 from hf_pathology.features.bags import draw_batch, read_labelled_bags, tiles_of
@@ -42,6 +42,9 @@ class HeadTraining:
     batch_size: int = field(default=16, metadata={"help": "bags in a step"})
     max_tiles: int = field(default=1000, metadata={"help": "tiles drawn from a bag in an epoch"})
     seed: int = field(default=0, metadata={"help": "of the folds, of the head's first weights, and of the draws"})
+
+    def __post_init__(self) -> None:
+        require_at_least(1, epochs=self.epochs, batch_size=self.batch_size, max_tiles=self.max_tiles)
 
 
 DEFAULT_TRAINING = HeadTraining()

@@ -131,6 +131,24 @@ def test_a_label_with_one_case_is_refused(slides, features, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"--mpp": 0}, "mpp is 0.0: it must be a positive number"),
+        ({"--mpp": -1}, "mpp is -1.0: it must be a positive number"),
+        ({"--size": 0}, "tile_size is 0: it must be at least 1"),
+        ({"--stride": 0}, "stride is 0: it must be at least 1"),
+        ({"--min-tissue": 2}, "min_tissue is 2.0: it is a share"),
+        ({"--limit": 0}, "limit is 0: it must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_done(slides, tmp_path, options, message):
+    words = {"--out": tmp_path / "o", "--mpp": 1, "--size": 64, **options}
+    finished = run("tile", slides, *(word for pair in words.items() for word in pair))
+    assert finished.returncode == 1 and finished.stderr.strip() == f"error: {finished.stderr.strip()[7:]}"
+    assert message in finished.stderr and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["tile", "nowhere", "--out", "o", "--mpp", "1", "--size", "64"], "error: nowhere does not exist"),

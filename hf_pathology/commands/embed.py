@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from ..errors import SlideError, UserError
+from ..errors import SlideError, UserError, require_at_least
 from ..features.embed import check_resolution
 from ..features.embed import embed as embed_slide
 from ..features.encoder import Encoder, load_encoder
@@ -40,6 +40,7 @@ def embed(
     dry_run: bool,
 ) -> int:
     """Embeds the slides into `out`; returns the exit code."""
+    require_at_least(1, batch_size=batch_size)
     record = RunRecord("embed", {"slides": slides, "encoder": encoder, "mpp": mpp, "size": size, "pooling": pooling})
     loaded = load_encoder(encoder, pooling=pooling, device=PartialState().device)
     options = GridOptions(mpp or known_mpp(loaded), size or loaded.size, None, min_tissue)

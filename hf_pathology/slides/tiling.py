@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ..atomic import atomic_path
-from ..errors import SlideError, UserError
+from ..errors import SlideError, UserError, require_at_least
 from .cohort import CohortSlide
 from .grid import TileGrid, tile_grid
 from .tissue import Tissue, find_tissue
@@ -33,6 +33,13 @@ class GridOptions:
     tile_size: int
     stride: int | None = None
     min_tissue: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_at_least(1, tile_size=self.tile_size, stride=self.stride)
+        if not 0 < self.mpp < float("inf"):
+            raise UserError(f"mpp is {self.mpp}: it must be a positive number of microns per pixel")
+        if not 0 <= self.min_tissue <= 1:
+            raise UserError(f"min_tissue is {self.min_tissue}: it is a share, between 0 and 1")
 
 
 def grid_path(folder: str | Path, slide: str) -> Path:

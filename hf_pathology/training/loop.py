@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..atomic import write_json
-from ..errors import UserError
+from ..errors import UserError, require_at_least
 from ..progress import ProgressBar
 from .checkpoint import Checkpoints
 from .interrupt import Interrupted, stop_on_signals
@@ -67,6 +67,11 @@ class TrainingOptions:
     keep_checkpoints: int = 2
     max_non_finite: int = 3
     cpu: bool = False
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "accumulation", "log_every", "panel_every", "checkpoint_every")
+        require_at_least(1, **{name: getattr(self, name) for name in (*counts, "keep_checkpoints", "max_non_finite")})
+        require_at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps)
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide the result; the others may change when a run goes on."""

@@ -193,6 +193,7 @@ def test_a_head_loads_as_remote_code_where_our_package_cannot_be_imported(head, 
     monkeypatch.setattr(AbmilForSlideClassification, "_auto_class", "AutoModel")
     head.save_pretrained(tmp_path / "head")
     torch.save(features, tmp_path / "features.pt")
+    # The head was written by this test, so its code may be run: that is what is tested.
     program = """
 import sys
 sys.modules["hf_pathology"] = None

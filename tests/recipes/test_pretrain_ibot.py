@@ -179,6 +179,11 @@ def test_slides_that_cannot_be_used_are_named_and_the_exit_code_says_so(slides, 
     [
         (["--slides", "nowhere"], "error: nowhere does not exist"),
         (["--encoder", "nowhere"], "error: nowhere cannot be loaded as an encoder"),
+        (["--steps", "0"], "error: steps is 0: it must be at least 1"),
+        (["--batch_size", "0"], "error: batch_size is 0"),
+        (["--workers", "-1"], "error: workers is -1"),
+        (["--global_size", "50"], "error: global_size is 50: it must be a multiple of patch_size, 8"),
+        (["--hidden_size", "33"], "error: hidden_size is 33: it must be a multiple"),
         (["--tile_size", "5000"], "is smaller than one tile"),
     ],
 )
