@@ -27,6 +27,8 @@ from hf_pathology.recipes.slide_data import SlideData, load_slides
 from hf_pathology.recipes.train_mil import HeadTraining, cross_validate
 from hf_pathology.record import RunRecord
 from hf_pathology.slides.tiling import GridOptions
+from hf_pathology.tiles.blocks import SlideBlocks
+from hf_pathology.tiles.filters import FilterOptions
 from hf_pathology.tiles.loader import TileLoader
 from hf_pathology.tiles.photometric import Photometric
 from hf_pathology.tiles.views import MultiCrop, ViewOptions
@@ -40,7 +42,7 @@ def main(demo: Path) -> None:
     argv = ["--config", config, "--slides", str(demo / "slides"), "--out", str(demo / "control")]
     argv += ["--cohort", str(demo / "slides" / "cohort.csv"), "--grids", str(demo / "tiles")]
     data, grid, views, numbers, training = parse_config(
-        SlideData, GridOptions, ViewOptions, ModelOptions, TrainingOptions, argv=argv
+        SlideData, GridOptions, FilterOptions, ViewOptions, ModelOptions, TrainingOptions, argv=argv
     )
     numbers = replace(numbers, patch_loss_weight=0.0)
     accelerator = Accelerator(cpu=True)
@@ -53,11 +55,9 @@ def main(demo: Path) -> None:
         model = build_model(numbers, views.global_size)
         make_views = MultiCrop(views, numbers.patch_size, training.seed)
         loader = TileLoader(
-            cohort.grids,
-            cohort.paths,
+            SlideBlocks(cohort.grids, cohort.paths, data.block),
             make_views,
             batch_size=training.batch_size,
-            block=data.block,
             window=data.window,
         )
         colours = Photometric(views.mean, views.std)

@@ -25,7 +25,7 @@ SlideFolder = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Cohort = Annotated[
-    Path | None, typer.Option("--cohort", help="CSV with columns slide and optionally case, label, split, mpp.")
+    Path | None, typer.Option("--cohort", help="CSV with columns slide and optionally case, label, split, mpp, weight.")
 ]
 SlideMpp = Annotated[
     float | None, typer.Option("--slide-mpp", help="Microns per level-0 pixel of slides that do not say it rightly.")

@@ -22,6 +22,8 @@ from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.recipes.slide_data import SlideData, load_slides
 from hf_pathology.slides.tiling import GridOptions
+from hf_pathology.tiles.blocks import SlideBlocks
+from hf_pathology.tiles.filters import FilterOptions, tile_filter
 from hf_pathology.tiles.loader import TileLoader
 from hf_pathology.tiles.photometric import Photometric
 from hf_pathology.tiles.views import MultiCrop, ViewOptions
@@ -60,8 +62,8 @@ class ModelOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    data, grid, views, numbers, training = parse_config(
-        SlideData, GridOptions, ViewOptions, ModelOptions, TrainingOptions, argv=argv
+    data, grid, filters, views, numbers, training = parse_config(
+        SlideData, GridOptions, FilterOptions, ViewOptions, ModelOptions, TrainingOptions, argv=argv
     )
     accelerator = start(cpu=training.cpu, seed=training.seed)
     out = Path(data.out)
@@ -72,11 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         views = views_for_release(views, numbers.encoder, grid.mpp)
     model = build_model(numbers, views.global_size)
     loader = TileLoader(
-        cohort.grids,
-        cohort.paths,
+        SlideBlocks(cohort.grids, cohort.paths, data.block, weights=cohort.weights, tile_filter=tile_filter(filters)),
         MultiCrop(views, model.config.encoder_config.patch_size, training.seed),
         batch_size=training.batch_size,
-        block=data.block,
         window=data.window,
         seed=training.seed,
         rank=accelerator.process_index,
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
 
     # Views to loss.
-    config = {**asdict(grid), **asdict(views), **asdict(numbers), **training.deciding(), **data.deciding()}
+    config = {**asdict(grid), **asdict(filters), **asdict(views), **asdict(numbers), **training.deciding(), **data.deciding()}
     config["tiles"] = cohort.fingerprint
     trained = TrainingLoop(model, loader, to_inputs, training, accelerator, out, config).run()
 

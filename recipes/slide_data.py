@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -30,6 +30,8 @@ class SlideData:
         window: blocks that are mixed together.
         workers: processes that read for each rank; part of what a resumed run must keep to go on bit by bit.
         limit: use only this many slides.
+        more_mpp: further resolutions at which the slides are tiled, for encoders that are to know several.
+        more_weights: how often a tile of each of them is to be seen, compared with one at `mpp` (1); all 1 when None.
     """
 
     slides: str
@@ -42,10 +44,14 @@ class SlideData:
     window: int = 64
     workers: int = 1
     limit: int | None = None
+    more_mpp: list[float] | None = None
+    more_weights: list[float] | None = None
 
     def __post_init__(self) -> None:
         require_at_least(1, block=self.block, window=self.window, limit=self.limit)
         require_at_least(0, workers=self.workers)
+        if self.more_weights is not None and len(self.more_weights) != len(self.more_mpp or []):
+            raise UserError(f"more_weights are {self.more_weights}: give one for each of more_mpp, {self.more_mpp}")
 
     def deciding(self) -> dict[str, int]:
         """The options that decide the order of the tiles."""
@@ -57,12 +63,14 @@ class TiledSlides:
     """The slides that can be trained on.
 
     Attributes:
-        slides, grids: one of each for every usable slide.
+        slides, grids: one of each for every usable slide (and resolution).
+        weights: how often the tiles of each grid are to be seen; None for all the same.
         problems: one message for every slide that was left out.
     """
 
     slides: Sequence[CohortSlide]
     grids: Sequence[TileGrid]
+    weights: Sequence[float] | None
     problems: Sequence[str]
 
     @property
@@ -93,20 +101,25 @@ def load_slides(data: SlideData, options: GridOptions, accelerator: Accelerator)
     if data.splits:
         slides = [slide for slide in slides if slide.split in data.splits]
     slides = slides[: data.limit]
-    usable, grids = [], []
+    found: list[tuple[CohortSlide, TileGrid, float]] = []
+    scales = [(options.mpp, 1.0), *zip(data.more_mpp or [], data.more_weights or [1.0] * len(data.more_mpp or []))]
     with accelerator.main_process_first():
-        results = tile_cohort(slides, data.grids or Path(data.out) / "tiles", options)
-        if accelerator.is_main_process:
-            results = with_progress(results, "tiling", len(slides))
-        for slide, grid in results:
-            if isinstance(grid, SlideError):
-                problems.append(str(grid))
-            else:
-                usable.append(slide)
-                grids.append(grid)
+        for mpp, weight in scales:
+            folder = Path(data.grids or Path(data.out) / "tiles")
+            folder = folder if mpp == options.mpp else folder / f"mpp_{mpp:g}"
+            results = tile_cohort(slides, folder, replace(options, mpp=mpp))
+            if accelerator.is_main_process:
+                results = with_progress(results, "tiling", len(slides))
+            for slide, grid in results:
+                if isinstance(grid, SlideError):
+                    problems.append(str(grid))
+                else:
+                    found.append((slide, grid, weight * slide.weight))
+    found.sort(key=lambda each: (each[1].mpp, each[0].key))  # the same on every rank, whichever was tiled first
     if accelerator.is_main_process:
         for problem in problems:
             print(f"left out: {problem}", file=sys.stderr)
-    if not usable:
+    if not found:
         raise UserError(f"{data.slides}: no slide can be used" + (f"; first: {problems[0]}" if problems else ""))
-    return TiledSlides(usable, grids, problems)
+    usable, grids, weights = (list(column) for column in zip(*found))
+    return TiledSlides(usable, grids, weights if len(set(weights)) > 1 else None, problems)

@@ -67,7 +67,7 @@ def _look_at(slide: Slide, encoder: Encoder | None) -> str:
         size, mpp = (encoder.size, encoder.mpp or slide.mpp[0]) if encoder else (224, 0.5)
         tissue = find_tissue(slide)
         grid = tile_grid(slide, tissue, key=slide.path.name, size=size, mpp=mpp)
-        _, valid = slide.read_tiles(grid.xy[:1], size, mpp)
+        _, valid = slide.read_tiles(grid.xy[:1], size, grid.extent)
         if not valid.all():
             raise SlideError(f"{slide.path} opens, but its first tile cannot be read: the file is damaged")
         width, height = slide.dimensions

@@ -1,7 +1,7 @@
 """The features of one slide with everything needed to use them rightly, kept as one file per slide."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ class SlideFeatures:
         revision: what identifies the encoder's weights: the Hub's commit, or a hash of the weight file.
         pooling: the rule that made a vector of the encoder's output (`features/pooling.py`).
         size, mpp, extent, slide_size: as in the grid the tiles come from.
-        features: float32 (N, D); rows of invalid tiles are NaN and must not be used.
+        features: float32 or float16 (N, D); rows of invalid tiles are NaN and must not be used.
         xy: int64 (N, 2), top-left corners in level-0 pixels.
         valid: bool (N,), False where a tile could not be read.
     """
@@ -63,20 +63,66 @@ class SlideFeatures:
             valid=valid,
         )
 
-    def save(self, path: str | Path) -> None:
-        """Writes the bag to one safetensors file, whole or not at all."""
-        fields = asdict(self)
-        arrays = {name: fields.pop(name) for name in ("features", "xy", "valid")}
-        save_arrays(path, arrays, {"kind": "slide_features", **fields})
+    def save(self, path: str | Path, dtype: str | None = None) -> None:
+        """Writes the bag to one safetensors file, whole or not at all.
+
+        Args:
+            dtype: of the features in the file, "float16" or "float32"; as they are when None.
+
+        Raises UserError when a feature is too large for float16.
+        """
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays = {name: values.pop(name) for name in ARRAYS}
+        arrays["features"] = self.features_as(dtype or self.features.dtype)
+        save_arrays(path, arrays, {"kind": "slide_features", **values})
+
+    def features_as(self, dtype: str | np.dtype) -> np.ndarray:
+        """The features (N, D) as `dtype`. Raises UserError when one is too large for it."""
+        with np.errstate(over="ignore"):
+            features = self.features.astype(dtype, copy=False)
+        if np.isinf(features).sum() > np.isinf(self.features).sum():
+            largest = np.nanmax(np.abs(self.features))
+            raise UserError(f"{self.slide} has a feature of {largest:g}, too large for {dtype}: keep it as float32")
+        return features
 
     @classmethod
-    def load(cls, path: str | Path) -> "SlideFeatures":
-        """The bag saved at `path`. Raises UserError when it is missing or damaged."""
-        arrays, fields = load_arrays(path)
-        if fields.pop("kind", None) != "slide_features":
+    def load(
+        cls,
+        path: str | Path,
+        rows: Sequence[int] | np.ndarray | None = None,
+        *,
+        mapped: bool = True,
+        verify: bool | None = None,
+        dtype: str | None = None,
+    ) -> "SlideFeatures":
+        """The bag saved at `path`, or the tiles of it that `rows` (indices, or bool (N,)) names, in this order.
+
+        Args:
+            mapped: arrays that are read-only views of the file: half the time of a copy and no memory, so that a cohort
+                may be larger than it; `load_arrays` says when False, copies, is the better choice.
+            verify: whether to read the whole file and compare it with its checksums; when None, unless `rows` are asked
+                for. With False only the header is read, which is enough to ask what a bag holds.
+            dtype: of the features, "float16" or "float32"; as they are in the file when None.
+
+        Raises UserError when the file is missing or damaged.
+        """
+        whole = rows is None
+        arrays, values = load_arrays(path, mapped=mapped or not whole, verify=whole if verify is None else verify)
+        if values.pop("kind", None) != "slide_features":
             raise UserError(f"{path} holds no slide features: make them with `hf-pathology embed`")
-        fields["extent"], fields["slide_size"] = tuple(fields["extent"]), tuple(fields["slide_size"])
-        return cls(**fields, **arrays)
+        try:
+            values["extent"], values["slide_size"] = tuple(values["extent"]), tuple(values["slide_size"])
+            bag = cls(**values, **arrays)
+            if not len(bag.features) == len(bag.xy) == len(bag.valid):
+                raise TypeError("its arrays differ in length")
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is no feature file of this version ({error}): embed the slide again") from error
+        if not whole:
+            bag = replace(bag, **{name: getattr(bag, name)[rows] for name in ARRAYS})
+        return bag if dtype is None else replace(bag, features=bag.features_as(dtype))
+
+
+ARRAYS = ("features", "xy", "valid")
 
 
 def features_path(folder: str | Path, slide: str) -> Path:

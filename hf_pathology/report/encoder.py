@@ -65,8 +65,8 @@ def first_of_each_class(slides: Sequence[tuple[CohortSlide, TileGrid]]) -> list[
 def attention_figure(encoder: Encoder, slide: CohortSlide, grid: TileGrid, *, seed: int, columns: int = 7) -> Picture:
     """A row of tiles of the slide, drawn with `seed`, above the same tiles under the encoder's attention."""
     drawn = np.random.default_rng(seed).choice(len(grid), min(columns, len(grid)), replace=False)
-    with slide.open() as opened:
-        tiles, valid = opened.read_tiles(grid.xy[np.sort(drawn)], grid.size, grid.mpp)
+    with grid.open(slide.path) as opened:
+        tiles, valid = opened.read_tiles(grid.xy[np.sort(drawn)], grid.size, grid.extent)
     tiles = tiles[valid]
     maps = attention_maps(encoder, tiles).mean(axis=1)  # (B, h', w')
     large = [cv2.resize(tile, (SHOWN_EDGE, SHOWN_EDGE), interpolation=cv2.INTER_CUBIC) for tile in tiles]

@@ -90,7 +90,7 @@ def read_patches(
     corners, features = [], []
     for start in range(0, len(xy), batch_size):
         batch = xy[start : start + batch_size]
-        tiles, valid = slide.read_tiles(batch, grid.size, grid.mpp)
+        tiles, valid = slide.read_tiles(batch, grid.size, grid.extent)
         features.append(patch_features(encoder, tiles)[valid])
         corners.append(batch[valid])
     features, corners = np.concatenate(features), np.concatenate(corners)  # (N, h', w', D), (N, 2)

@@ -22,6 +22,7 @@ class CohortSlide:
         label: class name, or None.
         split: "train", "test" ..., or None.
         mpp: microns per level-0 pixel that overrides the slide's own, or None.
+        weight: how often its tiles are to be seen in training, compared with those of other slides (1).
     """
 
     key: str
@@ -30,6 +31,7 @@ class CohortSlide:
     label: str | None = None
     split: str | None = None
     mpp: float | None = None
+    weight: float = 1.0
 
     def open(self) -> Slide:
         return Slide(self.path, self.mpp)
@@ -62,7 +64,7 @@ def read_cohort(
     """The slides that the CSV `table` names, found in `folder`, and one message for each that is not there.
 
     Columns: `slide` (path relative to `folder`, or its name with or without suffix when that is unique), and optionally
-    `case`, `label`, `split`, `mpp`. Raises UserError for a table without `slide`, or one that names a slide twice.
+    `case`, `label`, `split`, `mpp`, `weight`. Raises UserError for a table without `slide`, or one that names a slide twice.
     """
     rows = read_table(table, required=("slide",))
     found = {slide.key: slide for slide in find_slides(folder, mpp)}
@@ -83,6 +85,7 @@ def read_cohort(
                 label=row.get("label") or None,
                 split=row.get("split") or None,
                 mpp=_positive_number(row.get("mpp"), f"{table}, slide {row['slide']}, column mpp") or slide.mpp,
+                weight=_positive_number(row.get("weight"), f"{table}, slide {row['slide']}, column weight") or 1.0,
             )
         )
     twice = pd.Series([slide.key for slide in slides], dtype=str)

@@ -1,19 +1,25 @@
 """From slides to grids on disk: tissue, grid and a picture of both for each slide, made once and found again."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from ..atomic import atomic_path
+from ..claims import claimed
 from ..errors import SlideError, UserError, require_at_least
+from .clam import tissue_by
 from .cohort import CohortSlide
+from .geojson import class_fractions, read_annotations, read_geojson, write_geojson
 from .grid import TileGrid, tile_grid
-from .tissue import Tissue, find_tissue
+from .reader import MPP_TOLERANCE, Slide
+from .tissue import Tissue
 
 
+FindTissue = Callable[[Slide, str], Tissue]
 OVERVIEW_EDGE = 1024  # pixels of the longer edge of the pictures
 OUTLINE, GRID = (0, 160, 90), (40, 80, 200)  # RGB
 
@@ -25,21 +31,44 @@ class GridOptions:
     Attributes:
         mpp: microns per pixel of a tile.
         tile_size: edge of a tile in pixels.
-        stride: pixels between neighbouring tiles; the tile size (no overlap) when None.
-        min_tissue: share of a tile's area that must be tissue.
+        stride: pixels between neighbouring tiles (regions); no overlap when None.
+        min_tissue: share of a tile's (a region's) area that must be tissue.
+        mpp_tolerance: share of `mpp` by which the effective one may differ so that tiles fall on the stored ones.
+        region: R, for regions of R * R tiles that are kept or dropped whole.
+        partial: also tiles that leave the slide at its right and lower edge.
+        tissue: how tissue is found: one of `clam.TISSUE_METHODS`, or what `tile_cohort`'s `find` knows.
+        masks: folder of corrected tissue outlines, KEY.geojson, for the slides that have one.
+        annotations: folder of annotations, KEY.geojson, whose classes are recorded for every tile.
+        classes: annotated classes of which tiles are kept; all tiles when None.
+        min_class: share of a tile's area that one of the classes must cover.
+        icc: convert pixels to sRGB by the slide's colour profile.
+        half_scale: decode JPEG at a fraction of its size where that suffices; faster, not the same pixels.
     """
 
     mpp: float
     tile_size: int
     stride: int | None = None
     min_tissue: float = 0.5
+    mpp_tolerance: float = MPP_TOLERANCE
+    region: int = 1
+    partial: bool = False
+    tissue: str = "default"
+    masks: str | None = None
+    annotations: str | None = None
+    classes: list[str] | None = None
+    min_class: float = 0.5
+    icc: bool = False
+    half_scale: bool = False
 
     def __post_init__(self) -> None:
-        require_at_least(1, tile_size=self.tile_size, stride=self.stride)
+        require_at_least(1, tile_size=self.tile_size, stride=self.stride, region=self.region)
         if not 0 < self.mpp < float("inf"):
             raise UserError(f"mpp is {self.mpp}: it must be a positive number of microns per pixel")
-        if not 0 <= self.min_tissue <= 1:
-            raise UserError(f"min_tissue is {self.min_tissue}: it is a share, between 0 and 1")
+        for name in ("min_tissue", "min_class", "mpp_tolerance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it is a share, between 0 and 1")
+        if self.classes and not self.annotations:
+            raise UserError("classes are chosen, but no annotations: pass the folder of GeoJSON files as --annotations")
 
 
 def grid_path(folder: str | Path, slide: str) -> Path:
@@ -52,39 +81,63 @@ def mask_path(folder: str | Path, slide: str) -> Path:
     return Path(folder) / "masks" / f"{slide}.png"
 
 
+def outline_path(folder: str | Path, slide: str) -> Path:
+    """Where its tissue outline lies, which can be corrected in QuPath."""
+    return Path(folder) / "masks" / f"{slide}.geojson"
+
+
+def find_outline(folder: str | Path | None, slide: str) -> Path | None:
+    """The outlines of the slide in a folder of somebody else's: KEY.geojson, or KEY without its suffix; None if absent."""
+    names = (f"{slide}.geojson", Path(slide).with_suffix(".geojson"))
+    paths = [] if folder is None else [Path(folder) / name for name in names]
+    return next((path for path in paths if path.is_file()), None)
+
+
 def overview_path(folder: str | Path, slide: str) -> Path:
     """Where the picture with tissue outline and grid lies."""
     return Path(folder) / "overviews" / f"{slide}.jpg"
 
 
+def quality_path(folder: str | Path, slide: str) -> Path:
+    """Where the picture of what is out of focus, written on or folded lies."""
+    return Path(folder) / "quality" / f"{slide}.jpg"
+
+
 def tile_cohort(
-    slides: Sequence[CohortSlide], folder: str | Path, options: GridOptions
+    slides: Sequence[CohortSlide], folder: str | Path, options: GridOptions, find: FindTissue = tissue_by
 ) -> Iterator[tuple[CohortSlide, TileGrid | SlideError]]:
     """Each slide with its grid, or with the error that kept it from having one; the others go on.
 
-    A grid that was made before, with the same options and the same resolution of the slide, is read, not made again.
+    A grid that was made before, with the same options from the same file, is read, not made again; these come first.
+    Processes that tile into one folder share the other slides.
+
+    Args:
+        find: finds the tissue of a slide by `options.tissue`.
     """
+    to_do = []
     for slide in slides:
-        try:
-            yield slide, tile_slide(slide, folder, options)
-        except SlideError as error:
-            yield slide, error
-
-
-def tile_slide(slide: CohortSlide, folder: str | Path, options: GridOptions) -> TileGrid:
-    """The grid of one slide, saved with its tissue mask and its picture. Raises SlideError when it can have none."""
-    with slide.open() as opened:
-        saved = grid_path(folder, slide.key)
-        if saved.is_file():
+        found = saved_grid(slide, folder, options)
+        if found is None:
+            to_do.append(slide)
+        else:
+            yield slide, found
+    for slide, claim in claimed(to_do, folder, lambda slide: slide.key):
+        with claim:
             try:
-                grid = TileGrid.load(saved)
-            except UserError:
-                grid = None  # a damaged file is made again
-            pictures = mask_path(folder, slide.key), overview_path(folder, slide.key)
-            if grid is not None and _was_made_with(grid, options, opened.mpp) and all(map(Path.is_file, pictures)):
-                return grid
+                result = saved_grid(slide, folder, options) or tile_slide(slide, folder, options, find)
+            except SlideError as error:
+                result = error
+        yield slide, result
+
+
+def tile_slide(
+    slide: CohortSlide, folder: str | Path, options: GridOptions, find: FindTissue = tissue_by
+) -> TileGrid:
+    """The grid of one slide, saved with its tissue mask and its pictures. Raises SlideError when it can have none."""
+    with Slide(slide.path, slide.mpp, icc=options.icc, half_scale=options.half_scale) as opened:
         opened.mpp  # refuses a slide without resolution before any work is done  # noqa: B018
-        tissue = find_tissue(opened)
+        outline = find_outline(options.masks, slide.key)
+        tissue = find(opened, options.tissue) if outline is None else read_geojson(outline, opened.dimensions)
         overview, extent = opened.overview(OVERVIEW_EDGE)
         grid = tile_grid(
             opened,
@@ -94,20 +147,59 @@ def tile_slide(slide: CohortSlide, folder: str | Path, options: GridOptions) -> 
             mpp=options.mpp,
             stride=options.stride,
             min_tissue=options.min_tissue,
+            mpp_tolerance=options.mpp_tolerance,
+            region=options.region,
+            partial=options.partial,
         )
+        grid = replace(_annotated(grid, options), options=_all_that_decides(slide.key, options))
         tissue.save(mask_path(folder, slide.key))
+        if outline is None:  # else it would overwrite the correction
+            write_geojson(outline_path(folder, slide.key), tissue)
         save_jpeg(overview_path(folder, slide.key), draw_grid(overview, extent, tissue, grid))
-        grid.save(saved)
+        grid.save(grid_path(folder, slide.key))
         return grid
 
 
-def _was_made_with(grid: TileGrid, options: GridOptions, slide_mpp: tuple[float, float]) -> bool:
-    stride = (options.stride or options.tile_size) * options.mpp / slide_mpp[0]
-    return (
-        (grid.size, grid.mpp, grid.slide_mpp) == (options.tile_size, options.mpp, tuple(slide_mpp))
-        and abs(grid.stride[0] - stride) < 1e-6
-        and grid.min_tissue == options.min_tissue
-    )
+def saved_grid(slide: CohortSlide, folder: str | Path, options: GridOptions) -> TileGrid | None:
+    """The grid that was saved for the slide, if the file and all that decides it are the same as then, else None."""
+    if not (grid_path(folder, slide.key).is_file() and slide.path.is_file()):
+        return None
+    try:
+        grid = TileGrid.load(grid_path(folder, slide.key))
+    except UserError:
+        return None  # a damaged file is made again
+    pictures = mask_path(folder, slide.key), overview_path(folder, slide.key)
+    same_file = grid.stored is not None and grid.stored.matches(slide.path.stat())
+    same_mpp = slide.mpp is None or grid.slide_mpp == (slide.mpp, slide.mpp)
+    same_options = grid.options == _all_that_decides(slide.key, options)
+    return grid if same_file and same_mpp and same_options and all(map(Path.is_file, pictures)) else None
+
+
+def _all_that_decides(slide: str, options: GridOptions) -> dict[str, Any]:
+    """The options with size and time of the slide's outlines, so that a grid is made again when they were corrected."""
+    outlines = [find_outline(folder, slide) for folder in (options.masks, options.annotations)]
+    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in outlines if path is not None]
+    return {**asdict(options), "outlines": stamps}
+
+
+def _annotated(grid: TileGrid, options: GridOptions) -> TileGrid:
+    """The grid with its classes, and with only the tiles (regions) of the chosen ones."""
+    if options.annotations is None:
+        return grid
+    path = find_outline(options.annotations, grid.slide)
+    if path is None:
+        raise SlideError(f"{grid.slide} has no annotations: {options.annotations} holds no {grid.slide}.geojson")
+    found = read_annotations(path)
+    classes = tuple(options.classes or sorted(found))
+    shares = class_fractions(found, classes, grid.slide_size, grid.xy, grid.extent)  # (N, C)
+    grid = replace(grid, classes=classes, class_fraction=shares)
+    if not options.classes:
+        return grid
+    together = grid.region**2  # tiles that are kept or dropped together
+    kept = (shares.reshape(-1, together, len(classes)).mean(axis=1) >= options.min_class).any(axis=1)
+    if not kept.any():
+        raise SlideError(f"{grid.slide} has no tile of {', '.join(classes)}: {path} has {', '.join(sorted(found))}")
+    return grid.select(np.repeat(kept, together))
 
 
 def draw_grid(overview: np.ndarray, extent: tuple[float, float], tissue: Tissue, grid: TileGrid) -> np.ndarray:

@@ -1,15 +1,13 @@
 """Batches of views for training, whose place in the stream can be saved and entered again, on any number of ranks."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from ..slides.grid import TileGrid
-from .stream import block_table, stream_tiles
+from .stream import TileSource, stream_tiles
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
@@ -22,10 +20,9 @@ class TileLoader:
     """An endless iterable of batches of this rank's tiles, made into views by worker processes.
 
     Args:
-        grids, paths: the grids of the slides and where the slides are.
+        source: of the tiles: the blocks of slides (`SlideBlocks`) or of shards (`ShardBlocks`).
         to_views: makes the row that is batched of a row of the stream (`tile`, `slide`, `xy`, `epoch`).
         batch_size: tiles in a batch.
-        block: edge, in tiles, of the blocks that are read together.
         window: blocks that are mixed together.
         seed: of the order.
         rank, world: this process, and how many there are.
@@ -34,22 +31,19 @@ class TileLoader:
 
     def __init__(
         self,
-        grids: Sequence[TileGrid],
-        paths: Sequence[str | Path],
+        source: TileSource,
         to_views: Callable[[dict[str, Any]], dict[str, Any]],
         *,
         batch_size: int,
-        block: int = 2,
         window: int = 64,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
         workers: int = 1,
     ):
-        self.grids, self.paths, self.to_views = grids, paths, to_views
+        self.source, self.to_views = source, to_views
         self.batch_size, self.window, self.seed = batch_size, window, seed
         self.rank, self.world, self.workers = rank, world, workers
-        self.table = block_table(grids, block)
         self._enter(first_window=0)
 
     @property
@@ -62,9 +56,7 @@ class TileLoader:
             (self._turn + i) % self.readers for i in range(self.readers)
         ]  # the DataLoader asks its workers in turn
         stream = stream_tiles(
-            self.table,
-            self.grids,
-            self.paths,
+            self.source,
             window=self.window,
             seed=self.seed,
             starts=[self._places[reader] for reader in turn],

@@ -76,7 +76,7 @@ def test_unreadable_tiles_are_marked_and_the_others_read(ramp_slide, tmp_path):
     shutil.copy(ramp_slide, path)
     spoil_tiles(path, 0)
     slide = Slide(path)
-    tiles, valid = slide.read_tiles(np.array([[0, 0], [1500, 1200]]), 128, 0.25)
+    tiles, valid = slide.read_tiles(np.array([[0, 0], [1500, 1200]]), 128, (128, 128))
     assert valid.tolist() == [False, True]
     assert np.array_equal(tiles[1], Slide(ramp_slide).read((1500, 1200), (128, 128), 0.25))
 

@@ -6,7 +6,7 @@ from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.cohort import find_slides
 from hf_pathology.slides.grid import TileGrid
 from hf_pathology.slides.synthetic import draw_slide
-from hf_pathology.slides.tiling import GridOptions, grid_path, mask_path, overview_path, tile_cohort, tile_slide
+from hf_pathology.slides.tiling import GridOptions, grid_path, mask_path, overview_path, tile_cohort
 
 
 OPTIONS = GridOptions(mpp=1.0, tile_size=64)
@@ -22,6 +22,12 @@ def slides(tmp_path_factory):
     return find_slides(folder)
 
 
+def tiled(slide, folder, options):
+    """The grid of one slide."""
+    ((_, grid),) = tile_cohort([slide], folder, options)
+    return grid
+
+
 def test_good_slides_are_tiled_and_each_bad_one_says_why(slides, tmp_path):
     results = {slide.key: result for slide, result in tile_cohort(slides, tmp_path, OPTIONS)}
     assert isinstance(results["good.svs"], TileGrid) and len(results["good.svs"]) > 5
@@ -30,27 +36,27 @@ def test_good_slides_are_tiled_and_each_bad_one_says_why(slides, tmp_path):
     assert "does not declare its resolution" in reasons["mute.svs"]
     assert "is no slide that OpenSlide can open" in reasons["broken.svs"]
     written = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert written == ["good.svs.jpg", "good.svs.png", "good.svs.safetensors"]
+    assert written == ["good.svs.geojson", "good.svs.jpg", "good.svs.png", "good.svs.safetensors"]
 
 
 def test_a_grid_is_found_again_and_made_again_when_asked_for_differently(slides, tmp_path):
     good = next(slide for slide in slides if slide.key == "good.svs")
-    first = tile_slide(good, tmp_path, OPTIONS)
+    first = tiled(good, tmp_path, OPTIONS)
     stamp = grid_path(tmp_path, good.key).stat().st_mtime_ns
-    assert np.array_equal(tile_slide(good, tmp_path, OPTIONS).xy, first.xy)
+    assert np.array_equal(tiled(good, tmp_path, OPTIONS).xy, first.xy)
     assert grid_path(tmp_path, good.key).stat().st_mtime_ns == stamp
-    other = tile_slide(good, tmp_path, GridOptions(mpp=1.0, tile_size=32))
+    other = tiled(good, tmp_path, GridOptions(mpp=1.0, tile_size=32))
     assert other.size == 32 and TileGrid.load(grid_path(tmp_path, good.key)).size == 32
 
 
 def test_a_damaged_grid_is_made_again(slides, tmp_path):
     good = next(slide for slide in slides if slide.key == "good.svs")
-    first = tile_slide(good, tmp_path, OPTIONS)
+    first = tiled(good, tmp_path, OPTIONS)
     grid_path(tmp_path, good.key).write_bytes(b"cut short")
-    assert np.array_equal(tile_slide(good, tmp_path, OPTIONS).xy, first.xy)
+    assert np.array_equal(tiled(good, tmp_path, OPTIONS).xy, first.xy)
 
 
 def test_mask_and_picture_lie_beside_the_grid(slides, tmp_path):
     good = next(slide for slide in slides if slide.key == "good.svs")
-    tile_slide(good, tmp_path, OPTIONS)
+    tiled(good, tmp_path, OPTIONS)
     assert mask_path(tmp_path, good.key).is_file() and overview_path(tmp_path, good.key).is_file()

@@ -1,0 +1,334 @@
+"""The stored tiles of a slide: where they lie in the file, and how they are decoded without OpenSlide.
+
+Most scanners store a slide as TIFF of JPEG tiles. Decoding those directly, each one once and straight to where its pixels
+are needed, is several times faster than asking OpenSlide for each tile that is cut. What has to be known for it is a few
+numbers for each level: a `SlideLayout` is found once, is kept with the grid, and a slide is then read without being parsed
+again. Metadata always come from OpenSlide, and so do the pixels of every level that is not stored like this.
+"""
+
+import base64
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import openslide
+import simplejpeg
+import tifffile
+
+from ..errors import SlideError
+
+
+DIRECT_VENDORS = ("aperio", "generic-tiff")  # whose levels are plain tiled TIFF, without overlaps or gaps
+MAX_STORED_EDGE = 4096  # pixels; a stored tile that claims more is left to OpenSlide
+MAX_STORED_BYTES = 64 << 20
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class StoredLevel:
+    """One level whose tiles are JPEG streams in the file.
+
+    Attributes:
+        size: width and height of the level in pixels.
+        tile: width and height of a stored tile in pixels, multiples of 8.
+        offsets, counts: place in the file, and numpy type, of the arrays that say where each stored tile begins and how
+            many bytes it has.
+        header: what the streams of all tiles lack: tables, and a marker that says whether the colours are YCbCr or RGB.
+        shrink: the streams are decoded at 1 / shrink of their size (1, 2, 4 or 8); `size` and `tile` are those after it.
+    """
+
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    offsets: tuple[int, str]
+    counts: tuple[int, str]
+    header: bytes
+    shrink: int = 1
+
+    @property
+    def columns(self) -> int:
+        """How many stored tiles lie side by side."""
+        return -(-self.size[0] // self.tile[0])
+
+    @property
+    def rows(self) -> int:
+        """How many lie one above the other."""
+        return -(-self.size[1] // self.tile[1])
+
+    def shrunk(self, shrink: int) -> "StoredLevel":
+        """This level as it looks when its tiles are decoded at 1 / `shrink` of their size."""
+        size = tuple(-(-edge // shrink) for edge in self.size)
+        tile = tuple(edge // shrink for edge in self.tile)
+        return StoredLevel(size, tile, self.offsets, self.counts, self.header, shrink)
+
+    def stream(self, file: int, number: int) -> bytes:
+        """The whole JPEG stream of stored tile `number` of the open `file`. Raises ValueError when it is not there."""
+        offset = _number_at(file, *self.offsets, number)
+        count = _number_at(file, *self.counts, number)
+        if not 2 < count <= MAX_STORED_BYTES:
+            raise ValueError(f"stored tile {number} has {count} bytes")
+        stream = os.pread(file, count, offset)
+        if len(stream) != count:
+            raise ValueError(f"stored tile {number} lies beyond the end of the file")
+        return self.header + stream[2:]
+
+    def decode(self, file: int, column: int, row: int, out: np.ndarray) -> None:
+        """Decodes a stored tile into `out`, contiguous uint8 (h, w, 3). Raises ValueError when it is damaged."""
+        width, height = self.tile
+        stream = self.stream(file, row * self.columns + column)
+        declared = simplejpeg.decode_jpeg_header(stream)[:2]
+        if declared != (height * self.shrink, width * self.shrink):
+            raise ValueError(f"stored tile {column}, {row} declares {declared[1]}x{declared[0]} pixels")
+        if self.shrink == 1:
+            simplejpeg.decode_jpeg(stream, "RGB", buffer=out)
+        else:
+            simplejpeg.decode_jpeg(stream, "RGB", min_height=height, min_width=width, min_factor=1, buffer=out)
+
+
+@dataclass(frozen=True)
+class SlideLayout:
+    """How the pixels of a slide file are stored; it holds as long as the file is not changed.
+
+    Attributes:
+        level_sizes: width and height of each level, level 0 first.
+        stored: for each level how to decode it directly, or None when OpenSlide has to read it.
+        file_bytes, file_time: size and time of last change (nanoseconds) of the file.
+    """
+
+    level_sizes: tuple[tuple[int, int], ...]
+    stored: tuple[StoredLevel | None, ...]
+    file_bytes: int
+    file_time: int
+
+    def matches(self, status: os.stat_result) -> bool:
+        """Whether a file with this `status` is still the one that was looked at."""
+        return (self.file_bytes, self.file_time) == (status.st_size, status.st_mtime_ns)
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as JSON can hold it, about a kilobyte."""
+        fields = asdict(self)
+        for level in fields["stored"]:
+            if level is not None:
+                level["header"] = base64.b64encode(level["header"]).decode()
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "SlideLayout":
+        """The layout of what `to_json` made."""
+        stored = []
+        for level in fields["stored"]:
+            if level is not None:
+                pairs = {name: tuple(level[name]) for name in ("size", "tile", "offsets", "counts")}
+                level = StoredLevel(header=base64.b64decode(level["header"]), shrink=level["shrink"], **pairs)
+            stored.append(level)
+        return cls(
+            tuple(tuple(size) for size in fields["level_sizes"]),
+            tuple(stored),
+            fields["file_bytes"],
+            fields["file_time"],
+        )
+
+
+def find_layout(path: Path, handle: openslide.OpenSlide) -> SlideLayout:
+    """How the slide at `path`, open as `handle`, is stored.
+
+    A level is decoded directly only after its richest stored tile was found to have the pixels that OpenSlide reads.
+    """
+    status = path.stat()
+    sizes = handle.level_dimensions
+    stored: list[StoredLevel | None] = [None] * len(sizes)
+    if handle.properties.get(openslide.PROPERTY_NAME_VENDOR) in DIRECT_VENDORS:
+        try:
+            with tifffile.TiffFile(path) as tiff, open(path, "rb", buffering=0) as file:
+                of_size = {page.shape[1::-1]: page for page in reversed(tiff.pages) if page.is_tiled}
+                for number, size in enumerate(sizes):
+                    level = _stored_level(of_size[size], tiff.byteorder, status.st_size) if size in of_size else None
+                    if level is not None and _equals_openslide(level, file.fileno(), handle, number):
+                        stored[number] = level
+        except (tifffile.TiffFileError, ValueError, IndexError, KeyError, TypeError, OSError, openslide.OpenSlideError):
+            stored = [None] * len(sizes)  # OpenSlide reads such a file, or says what is wrong with it
+    return SlideLayout(tuple(sizes), tuple(stored), status.st_size, status.st_mtime_ns)
+
+
+def cut_tiles(
+    level: StoredLevel,
+    file: int,
+    corners: Sequence[tuple[int, int]],
+    source: tuple[int, int],
+    out: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Cuts tiles out of a level, decoding each stored tile once, and says which of them are valid, bool (N,).
+
+    Args:
+        file: descriptor of the open slide.
+        corners: top-left corners in pixels of the level; what lies outside of it is white.
+        source: width and height of a tile in pixels of the level.
+        out: for each tile an array uint8 (h, w, 3); a tile is resampled when its size is not `source`.
+
+    A tile is invalid when a stored tile that it needs cannot be decoded; its pixels are 0.
+    """
+    width, height = level.tile
+    touching: dict[tuple[int, int], list[int]] = defaultdict(list)
+    missing = [0] * len(corners)  # stored tiles that a tile still waits for
+    valid = np.ones(len(corners), bool)
+    for i, (x, y) in enumerate(corners):
+        columns = range(max(0, x // width), min(level.columns, -(-(x + source[0]) // width)))
+        rows = range(max(0, y // height), min(level.rows, -(-(y + source[1]) // height)))
+        missing[i] = len(columns) * len(rows)
+        if x < 0 or y < 0 or x + source[0] > level.size[0] or y + source[1] > level.size[1]:
+            out[i].fill(WHITE)
+        for row in rows:
+            for column in columns:
+                touching[row, column].append(i)
+
+    canvases: dict[int, np.ndarray] = {}  # of the tiles that are being put together, at the level's resolution
+    spare: list[np.ndarray] = []
+    pixels = np.empty((height, width, 3), np.uint8)
+    for (row, column), members in sorted(touching.items()):
+        left, top = column * width, row * height
+        whole = len(members) == 1 and _fills(out[members[0]], level, (left, top), corners[members[0]], source)
+        decoded = _decodes(level, file, column, row, out[members[0]] if whole else pixels)
+        for i in members:
+            if i not in canvases:
+                canvases[i] = _canvas(out[i], source, spare, inside=_is_inside(corners[i], source, level.size))
+            valid[i] &= decoded
+            if decoded and not whole:
+                _copy(pixels, (left, top), canvases[i], corners[i], level.size)
+            missing[i] -= 1
+            if missing[i] == 0:
+                canvas = canvases.pop(i)
+                if canvas is not out[i]:
+                    resample(canvas, out[i])
+                    spare.append(canvas)
+                if not valid[i]:
+                    out[i].fill(0)
+    return valid
+
+
+def resample(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Resamples `pixels`, uint8 (h, w, 3), to the size of `out`, and writes them there.
+
+    An output pixel is the mean of the light over the area that it covers (exact also for fractional areas), which is
+    what a coarser sensor would have seen; a level made so from another gives the same pixels as the other. Along an axis
+    on which `out` is finer than `pixels` there is nothing to average, and bicubic interpolation is used.
+    """
+    height, width = out.shape[:2]
+    smaller = min(width, pixels.shape[1]), min(height, pixels.shape[0])
+    if smaller != pixels.shape[1::-1]:
+        pixels = cv2.resize(pixels, smaller, dst=out if smaller == (width, height) else None, interpolation=cv2.INTER_AREA)
+    if smaller != (width, height):
+        pixels = cv2.resize(pixels, (width, height), dst=out, interpolation=cv2.INTER_CUBIC)
+    if pixels is not out:
+        np.copyto(out, pixels)
+
+
+def _decodes(level: StoredLevel, file: int, column: int, row: int, out: np.ndarray) -> bool:
+    try:
+        level.decode(file, column, row, out)
+    except ValueError:  # simplejpeg's too, for a stream that is damaged
+        return False
+    return True
+
+
+def _is_inside(corner: tuple[int, int], source: tuple[int, int], size: tuple[int, int]) -> bool:
+    return min(corner) >= 0 and corner[0] + source[0] <= size[0] and corner[1] + source[1] <= size[1]
+
+
+def _fills(
+    out: np.ndarray, level: StoredLevel, place: tuple[int, int], corner: tuple[int, int], source: tuple[int, int]
+) -> bool:
+    """Whether the stored tile at `place` is, pixel for pixel, the tile at `corner`."""
+    return (
+        place == corner
+        and level.tile == source
+        and out.shape[1::-1] == source
+        and _is_inside(corner, source, level.size)
+        and out.flags.c_contiguous
+    )
+
+
+def _canvas(out: np.ndarray, source: tuple[int, int], spare: list[np.ndarray], inside: bool) -> np.ndarray:
+    """Where a tile is put together: `out` itself when it needs no resampling."""
+    if out.shape[1::-1] == source:
+        return out
+    canvas = spare.pop() if spare else np.empty((source[1], source[0], 3), np.uint8)
+    if not inside:
+        canvas.fill(WHITE)
+    return canvas
+
+
+def _copy(
+    pixels: np.ndarray, place: tuple[int, int], canvas: np.ndarray, corner: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Copies what the stored tile at `place` and the canvas at `corner` have in common, within a level of `size`."""
+    x0, y0 = max(place[0], corner[0]), max(place[1], corner[1])
+    x1 = min(place[0] + pixels.shape[1], corner[0] + canvas.shape[1], size[0])
+    y1 = min(place[1] + pixels.shape[0], corner[1] + canvas.shape[0], size[1])
+    canvas[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]] = pixels[
+        y0 - place[1] : y1 - place[1], x0 - place[0] : x1 - place[0]
+    ]
+
+
+def _stored_level(page: tifffile.TiffPage, byteorder: str, file_bytes: int) -> StoredLevel | None:
+    """The level on `page`, or None when its tiles are not 8-bit JPEG of three colours."""
+    tables = page.jpegtables or b"\xff\xd8\xff\xd9"
+    jpeg = page.compression == tifffile.COMPRESSION.JPEG and page.dtype == np.uint8
+    colours = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    whole = page.samplesperpixel == 3 and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+    edges = page.tilewidth, page.tilelength
+    if not (jpeg and colours and whole and all(edge % 8 == 0 and 0 < edge <= MAX_STORED_EDGE for edge in edges)):
+        return None
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64" + bytes(4)  # the marker that libjpeg believes about the colours
+    transform = bytes([page.photometric == tifffile.PHOTOMETRIC.YCBCR])
+    level = StoredLevel(
+        size=(page.imagewidth, page.imagelength),
+        tile=edges,
+        offsets=_array_place(page.tags["TileOffsets"], byteorder),
+        counts=_array_place(page.tags["TileByteCounts"], byteorder),
+        header=b"\xff\xd8" + adobe + transform + tables[2:-2],
+    )
+    complete = page.tags["TileOffsets"].count == page.tags["TileByteCounts"].count == level.columns * level.rows
+    return level if complete and 4 * level.columns * level.rows < file_bytes else None
+
+
+def _array_place(tag: tifffile.TiffTag, byteorder: str) -> tuple[int, str]:
+    return tag.valueoffset, np.dtype({3: "u2", 4: "u4", 16: "u8"}[int(tag.dtype)]).newbyteorder(byteorder).str
+
+
+def _number_at(file: int, place: int, dtype: str, index: int) -> int:
+    """Entry `index` of the array of numbers that begins at `place` of the file."""
+    width = int(dtype[-1])
+    stored = os.pread(file, width, place + index * width)
+    if len(stored) != width:
+        raise ValueError("the table of stored tiles lies beyond the end of the file")
+    return int.from_bytes(stored, "big" if dtype[0] == ">" else "little")
+
+
+def _equals_openslide(level: StoredLevel, file: int, handle: openslide.OpenSlide, number: int) -> bool:
+    """Whether the stored tile with the most bytes looks as OpenSlide reads it, and no tile of the level is missing.
+
+    Bit for bit, but for levels whose downsample is no whole number, between whose pixels OpenSlide interpolates.
+    """
+    place, dtype = level.counts
+    counts = np.frombuffer(os.pread(file, level.columns * level.rows * int(dtype[-1]), place), dtype)
+    if len(counts) != level.columns * level.rows or counts.min() <= 2:
+        return False
+    row, column = divmod(int(counts.argmax()), level.columns)
+    width = min(level.tile[0], level.size[0] - column * level.tile[0])
+    height = min(level.tile[1], level.size[1] - row * level.tile[1])
+    downsample = handle.level_downsamples[number]
+    place = round(column * level.tile[0] * downsample), round(row * level.tile[1] * downsample)
+    read = handle.read_region(place, number, (width, height))
+    ours = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
+    level.decode(file, column, row, ours)
+    difference = np.abs(ours[:height, :width].astype(int) - np.asarray(read)[..., :3])
+    return difference.max() == 0 if downsample == int(downsample) else difference.mean() < 8
+
+
+def unreadable(path: Path, place: tuple[int, int], level: int) -> SlideError:
+    """The error of a slide whose pixels at `place` (level-0 pixels) cannot be decoded."""
+    return SlideError(f"{path} cannot be read at {place}, level {level}: its stored pixels are damaged; get it again")
