@@ -1,5 +1,7 @@
 """Tissue is found by colour on stains of every strength, and glass and ink are not tissue."""
 
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -61,8 +63,58 @@ def test_a_blank_slide_has_no_tissue(tmp_path):
     assert not found_in(tmp_path, image).mask.any()
 
 
-def test_a_uniform_slide_has_no_tissue(tmp_path):
-    assert not found_in(tmp_path, np.full((SIZE, SIZE, 3), 255, np.uint8)).mask.any()
+@pytest.mark.parametrize("grey", [0, 120, 200, 255])
+def test_a_uniform_slide_has_no_tissue(tmp_path, grey):
+    assert not found_in(tmp_path, np.full((SIZE, SIZE, 3), grey, np.uint8)).mask.any()
+
+
+@pytest.mark.parametrize("mpp", [MPP, 4.0])
+@pytest.mark.parametrize(
+    "glass", [(255, 255, 255), (200, 200, 200), (240, 235, 215), (245, 235, 240), (225, 232, 240)]
+)
+def test_glass_of_any_tint_with_noise_shade_and_dust_has_no_tissue(tmp_path, glass, mpp):
+    rng = np.random.default_rng(0)
+    shade = np.linspace(-8, 8, SIZE)[:, None, None]
+    image = np.clip(glass + shade + rng.normal(0, 4, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+    for x, y, radius, grey in rng.integers((0, 0, 2, 60), (SIZE, SIZE, 10, 160), (40, 4)).tolist():
+        cv2.circle(image, (x, y), radius, (grey, grey, grey), cv2.FILLED)
+    assert not found_in(tmp_path, image, mpp).mask.any()
+
+
+@pytest.mark.parametrize("max_edge", [1536, 512, 192])  # 0.5, 1.5 and 4 um per pixel
+@pytest.mark.parametrize("diameter", [120, 190])  # 60 and 95 um
+def test_fat_is_tissue_though_nearly_all_of_it_is_lumen(tmp_path, diameter, max_edge):
+    image = np.full((1536, 1536, 3), GLASS, np.uint8)
+    cv2.circle(image, (768, 768), 650, PINK, cv2.FILLED)
+    truth = image[..., 1] == PINK[1]
+    for row, y in enumerate(range(0, 1536, int(0.87 * diameter))):  # honeycomb, with walls of 2 um
+        for x in range(row % 2 * diameter // 2, 1536, diameter):
+            if np.hypot(x - 768, y - 768) < 650 - 0.6 * diameter:
+                cv2.circle(image, (x, y), diameter // 2 - 2, GLASS, cv2.FILLED)
+    found = found_in(tmp_path, image, max_edge=max_edge)
+    assert intersection_over_union(found, Tissue(truth, (1.0, 1.0))) > 0.97
+
+
+def test_an_overview_of_2048_pixels_is_judged_in_a_fraction_of_a_second():
+    image, _ = draw_slide(2, "solid", 2048, pen="red")
+
+    class Drawn:
+        mpp = (MPP, MPP)
+
+        def overview(self, max_edge: int) -> tuple[np.ndarray, tuple[float, float]]:
+            return image, (1.0, 1.0)
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        seconds = []
+        for _ in range(3):
+            start = time.process_time()
+            find_tissue(Drawn())
+            seconds.append(time.process_time() - start)
+    finally:
+        cv2.setNumThreads(threads)
+    assert min(seconds) < 0.5  # 0.2 on a quiet core; this is for the day when somebody makes it slow
 
 
 def test_a_slide_full_of_tissue_is_all_tissue(tmp_path):
