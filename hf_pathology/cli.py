@@ -71,6 +71,28 @@ def tile(
     size: Annotated[int, typer.Option("--size", help="Edge of a tile in pixels.")],
     stride: Annotated[int | None, typer.Option("--stride", help="Pixels between tiles; default: no overlap.")] = None,
     min_tissue: MinTissue = 0.5,
+    mpp_tolerance: Annotated[
+        float, typer.Option("--mpp-tolerance", help="Share by which mpp may differ so that tiles fit the stored ones.")
+    ] = 0.005,
+    region: Annotated[int, typer.Option("--region", help="R: regions of R x R tiles, kept or dropped whole.")] = 1,
+    partial: Annotated[bool, typer.Option("--partial", help="Also tiles over the right and lower edge.")] = False,
+    tissue: Annotated[
+        str, typer.Option("--tissue", help="default, clam, clam-tcga, clam-biopsy ..., or a segmentation model.")
+    ] = "default",
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Folder of corrected outlines, SLIDE.geojson (QuPath).")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="Folder of annotations, SLIDE.geojson (QuPath).")
+    ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Only tiles of this annotated class; may be repeated.")
+    ] = None,
+    min_class: Annotated[float, typer.Option("--min-class", help="Share of a tile that the class must cover.")] = 0.5,
+    icc: Annotated[bool, typer.Option("--icc", help="Convert to sRGB by the slide's colour profile.")] = False,
+    half_scale: Annotated[
+        bool, typer.Option("--half-scale", help="Decode JPEG at a fraction of its size: faster, not the same pixels.")
+    ] = False,
     cohort: Cohort = None,
     slide_mpp: SlideMpp = None,
     limit: Limit = None,
@@ -78,15 +100,29 @@ def tile(
 ) -> None:
     """Find the tissue of every slide and lay a grid of tiles over it."""
     from .commands.tile import tile as run
+    from .slides.tiling import GridOptions
 
+    options = GridOptions(
+        mpp=mpp,
+        tile_size=size,
+        stride=stride,
+        min_tissue=min_tissue,
+        mpp_tolerance=mpp_tolerance,
+        region=region,
+        partial=partial,
+        tissue=tissue,
+        masks=masks and str(masks),
+        annotations=annotations and str(annotations),
+        classes=classes or None,
+        min_class=min_class,
+        icc=icc,
+        half_scale=half_scale,
+    )
     raise typer.Exit(
         run(
             slides=slides,
             out=out,
-            mpp=mpp,
-            size=size,
-            stride=stride,
-            min_tissue=min_tissue,
+            options=options,
             cohort=cohort,
             slide_mpp=slide_mpp,
             limit=limit,

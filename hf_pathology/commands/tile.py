@@ -1,5 +1,6 @@
 """`hf-pathology tile`: tissue and grid of every slide, with pictures of both."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import SlideError
@@ -7,9 +8,12 @@ from ..progress import ProgressBar
 from ..record import RunRecord
 from ..report.page import write_report
 from ..report.sections import provenance_section, slides_section
+from ..slides.clam import TISSUE_METHODS, tissue_by
 from ..slides.cohort import CohortSlide
 from ..slides.grid import TileGrid
+from ..slides.reader import Slide
 from ..slides.tiling import GridOptions, tile_cohort
+from ..slides.tissue import Tissue
 from .cohort import chosen_slides
 
 
@@ -20,44 +24,51 @@ def tile(
     *,
     slides: Path,
     out: Path,
-    mpp: float,
-    size: int,
-    stride: int | None,
-    min_tissue: float,
+    options: GridOptions,
     cohort: Path | None,
     slide_mpp: float | None,
     limit: int | None,
     dry_run: bool,
 ) -> int:
     """Tiles the slides into `out`; returns the exit code."""
-    options = {"slides": slides, "mpp": mpp, "size": size, "stride": stride, "min_tissue": min_tissue}
-    record = RunRecord("tile", options)
+    record = RunRecord("tile", {"slides": slides, **asdict(options)})
     chosen = chosen_slides(slides, cohort, slide_mpp, limit, record)
     if dry_run:
         print(f"{len(chosen)} slides, about {len(chosen) * SECONDS_PER_SLIDE / 60:.0f} min; nothing was written")
         return record.exit_code
-    grids = tile_slides(chosen, out, GridOptions(mpp, size, stride, min_tissue), record)
+    grids = tile_slides(chosen, out, options, record)
     record.save(out / "report.json")
     sections = [
         slides_section(out, grids, {slide.key: slide.label for slide in chosen}, record.problems),
         provenance_section([record.command_line]),
     ]
-    lead = f"{len(grids)} of {len(chosen)} slides tiled: {sum(map(len, grids)):,} tiles of {size} px at {mpp} mpp."
+    tiles = f"{sum(map(len, grids)):,} tiles of {options.tile_size} px at {options.mpp} mpp"
+    lead = f"{len(grids)} of {len(chosen)} slides tiled: {tiles}."
     write_report(out / "report.html", "Tiles", lead, sections)
     print(f"{lead} {out / 'report.html'}")
     return record.exit_code
 
 
 def tile_slides(slides: list[CohortSlide], out: Path, options: GridOptions, record: RunRecord) -> list[TileGrid]:
-    """The grids of the slides that can have one, while progress is shown; the others go into `record`."""
-    grids = []
+    """The grids of the slides that can have one, in the slides' order; the others go into `record`."""
+    found: dict[str, TileGrid] = {}
     with ProgressBar("tiling", len(slides), "tiles") as progress:
-        for slide, grid in tile_cohort(slides, out, options):
+        for slide, grid in tile_cohort(slides, out, options, find_tissue_by):
             if isinstance(grid, SlideError):
                 record.failed(str(grid))
                 progress.advance()
             else:
-                grids.append(grid)
-                record.did(slide.key, tiles=len(grid), mpp=grid.mpp, slide_mpp=grid.slide_mpp)
+                found[slide.key] = grid
+                facts = {"tiles": len(grid), "mpp": grid.mpp, "effective_mpp": grid.effective_mpp}
+                record.did(slide.key, **facts, slide_mpp=grid.slide_mpp, quality=grid.quality)
                 progress.advance(units=len(grid))
-    return grids
+    return [found[slide.key] for slide in slides if slide.key in found]
+
+
+def find_tissue_by(slide: Slide, method: str) -> Tissue:
+    """The tissue as `method` finds it: one of `TISSUE_METHODS`, or a segmentation model by Hub id or directory."""
+    if method in TISSUE_METHODS:
+        return tissue_by(slide, method)
+    from ..features.segmenter import find_tissue_by_model  # torch and transformers, which tiling can do without
+
+    return find_tissue_by_model(slide, method)

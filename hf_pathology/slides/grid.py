@@ -14,7 +14,9 @@ from .stored import SlideLayout
 from .tissue import Tissue
 
 
-MAX_CANDIDATES = 10**8  # tiles with and without tissue; a slide that would have more is damaged, or the tiles are too small
+MAX_CANDIDATES = (
+    10**8
+)  # tiles with and without tissue; a slide that would have more is damaged, or the tiles are too small
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class TileGrid:
         class_fraction: float32 (N, C), the share of a tile's area that each class covers.
         icc, half_scale: how pixels are read, see `Slide`.
         stored: how the slide's file is stored, so that it need not be parsed again; None when unknown.
+        quality: what may be wrong with the slide, see `quality.QualityNumbers`; empty when nobody looked.
         options: what the grid was made with, for telling whether it has to be made again.
     """
 
@@ -54,6 +57,7 @@ class TileGrid:
     icc: bool = False
     half_scale: bool = False
     stored: SlideLayout | None = None
+    quality: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -103,21 +103,22 @@ def find_blur(overview: np.ndarray, tissue: np.ndarray) -> np.ndarray:
     return measured & (detail < BLURRED * np.median(detail[measured])) if measured.any() else measured
 
 
-def quality_numbers(
-    overview: np.ndarray, extent: tuple[float, float], tissue: Tissue, *, mpp: tuple[float, float]
-) -> QualityNumbers:
-    """The numbers of a slide's quality; arguments as for `find_artefacts`."""
-    return _numbers(overview, find_artefacts(overview, extent, tissue, mpp=mpp))
+def quality_numbers(overview: np.ndarray, artefacts: Artefacts) -> QualityNumbers:
+    """The numbers of a slide's quality, of what was found on its `overview`, uint8 RGB (h, w, 3)."""
+    area = max(1, np.count_nonzero(artefacts.tissue))
+    glass = glass_colour(overview)
+    return QualityNumbers(
+        tissue_share=float(artefacts.tissue.mean()),
+        pen_share=float(artefacts.pen.mean()),
+        blurred_share=float(artefacts.blurred.sum() / area),
+        dark_share=float(artefacts.dark.sum() / area),
+        blank_share=float(artefacts.blank.mean()),
+        background=None if glass is None else tuple(glass.astype(int).tolist()),
+    )
 
 
-def quality_picture(
-    overview: np.ndarray, extent: tuple[float, float], tissue: Tissue, *, mpp: tuple[float, float]
-) -> np.ndarray:
-    """The slide with the outline of its tissue, beside a map of what may be wrong, with a legend, uint8 (h', w', 3).
-
-    Arguments as for `find_artefacts`.
-    """
-    artefacts = find_artefacts(overview, extent, tissue, mpp=mpp)
+def quality_picture(overview: np.ndarray, artefacts: Artefacts) -> np.ndarray:
+    """The slide with the outline of its tissue, beside a map of what may be wrong, with a legend, uint8 (h', w', 3)."""
     slide = _with_outline(overview, artefacts.tissue)
     grey = cv2.cvtColor(cv2.cvtColor(overview, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     found = grey.copy()
@@ -126,7 +127,7 @@ def quality_picture(
     found = _with_outline(cv2.addWeighted(found, 0.6, grey, 0.4, 0), artefacts.tissue)
     gap = np.full((len(overview), 8, 3), 255, np.uint8)
     picture = np.hstack([slide, gap, found])
-    return np.vstack([picture, draw_legend(picture.shape[1], _numbers(overview, artefacts))])
+    return np.vstack([picture, draw_legend(picture.shape[1], quality_numbers(overview, artefacts))])
 
 
 def draw_legend(width: int, numbers: QualityNumbers) -> np.ndarray:
@@ -148,16 +149,3 @@ def draw_legend(width: int, numbers: QualityNumbers) -> np.ndarray:
 def _with_outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     return cv2.drawContours(picture.copy(), outlines, -1, COLOURS["tissue"], 2)
-
-
-def _numbers(overview: np.ndarray, artefacts: Artefacts) -> QualityNumbers:
-    area = max(1, np.count_nonzero(artefacts.tissue))
-    glass = glass_colour(overview)
-    return QualityNumbers(
-        tissue_share=float(artefacts.tissue.mean()),
-        pen_share=float(artefacts.pen.mean()),
-        blurred_share=float(artefacts.blurred.sum() / area),
-        dark_share=float(artefacts.dark.sum() / area),
-        blank_share=float(artefacts.blank.mean()),
-        background=None if glass is None else tuple(glass.astype(int).tolist()),
-    )

@@ -193,7 +193,9 @@ class Slide:
         if not self._levels:
             self._levels = _levels_of(self.layout)
         fine = min(scale) * LEVEL_ROUNDING
-        usable = [level for level in self._levels if max(level.downsample) <= fine and (half_scale or not level.shrunk)]
+        usable = [
+            level for level in self._levels if max(level.downsample) <= fine and (half_scale or not level.shrunk)
+        ]
         return max(usable or self._levels[:1], key=lambda level: level.downsample)
 
     def whole_extent(

@@ -149,7 +149,15 @@ def find_layout(path: Path, handle: openslide.OpenSlide) -> SlideLayout:
                     level = _stored_level(of_size[size], tiff.byteorder, status.st_size) if size in of_size else None
                     if level is not None and _equals_openslide(level, file.fileno(), handle, number):
                         stored[number] = level
-        except (tifffile.TiffFileError, ValueError, IndexError, KeyError, TypeError, OSError, openslide.OpenSlideError):
+        except (
+            tifffile.TiffFileError,
+            ValueError,
+            IndexError,
+            KeyError,
+            TypeError,
+            OSError,
+            openslide.OpenSlideError,
+        ):
             stored = [None] * len(sizes)  # OpenSlide reads such a file, or says what is wrong with it
     return SlideLayout(tuple(sizes), tuple(stored), status.st_size, status.st_mtime_ns)
 
@@ -219,7 +227,9 @@ def resample(pixels: np.ndarray, out: np.ndarray) -> None:
     height, width = out.shape[:2]
     smaller = min(width, pixels.shape[1]), min(height, pixels.shape[0])
     if smaller != pixels.shape[1::-1]:
-        pixels = cv2.resize(pixels, smaller, dst=out if smaller == (width, height) else None, interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(
+            pixels, smaller, dst=out if smaller == (width, height) else None, interpolation=cv2.INTER_AREA
+        )
     if smaller != (width, height):
         pixels = cv2.resize(pixels, (width, height), dst=out, interpolation=cv2.INTER_CUBIC)
     if pixels is not out:

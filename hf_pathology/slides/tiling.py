@@ -15,6 +15,7 @@ from .clam import tissue_by
 from .cohort import CohortSlide
 from .geojson import class_fractions, read_annotations, read_geojson, write_geojson
 from .grid import TileGrid, tile_grid
+from .quality import find_artefacts, quality_numbers, quality_picture
 from .reader import MPP_TOLERANCE, Slide
 from .tissue import Tissue
 
@@ -68,7 +69,9 @@ class GridOptions:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it is a share, between 0 and 1")
         if self.classes and not self.annotations:
-            raise UserError("classes are chosen, but no annotations: pass the folder of GeoJSON files as --annotations")
+            raise UserError(
+                "classes are chosen, but no annotations: pass the folder of GeoJSON files as --annotations"
+            )
 
 
 def grid_path(folder: str | Path, slide: str) -> Path:
@@ -130,10 +133,8 @@ def tile_cohort(
         yield slide, result
 
 
-def tile_slide(
-    slide: CohortSlide, folder: str | Path, options: GridOptions, find: FindTissue = tissue_by
-) -> TileGrid:
-    """The grid of one slide, saved with its tissue mask and its pictures. Raises SlideError when it can have none."""
+def tile_slide(slide: CohortSlide, folder: str | Path, options: GridOptions, find: FindTissue = tissue_by) -> TileGrid:
+    """The grid of one slide, saved with its tissue mask, its outline and its pictures. Raises SlideError when it can have none."""
     with Slide(slide.path, slide.mpp, icc=options.icc, half_scale=options.half_scale) as opened:
         opened.mpp  # refuses a slide without resolution before any work is done  # noqa: B018
         outline = find_outline(options.masks, slide.key)
@@ -151,11 +152,14 @@ def tile_slide(
             region=options.region,
             partial=options.partial,
         )
-        grid = replace(_annotated(grid, options), options=_all_that_decides(slide.key, options))
+        artefacts = find_artefacts(overview, extent, tissue, mpp=opened.mpp)
+        quality = asdict(quality_numbers(overview, artefacts))
+        grid = replace(_annotated(grid, options), quality=quality, options=_all_that_decides(slide.key, options))
         tissue.save(mask_path(folder, slide.key))
         if outline is None:  # else it would overwrite the correction
             write_geojson(outline_path(folder, slide.key), tissue)
         save_jpeg(overview_path(folder, slide.key), draw_grid(overview, extent, tissue, grid))
+        save_jpeg(quality_path(folder, slide.key), quality_picture(overview, artefacts))
         grid.save(grid_path(folder, slide.key))
         return grid
 

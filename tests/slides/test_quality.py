@@ -31,7 +31,7 @@ def blot(size: int, xy: tuple[int, int], radius: int) -> np.ndarray:
 
 def test_a_slide_without_flaws_shows_none(clean):
     image, truth = clean
-    numbers = quality_numbers(overview_of(image), EXTENT, truth, mpp=MPP)
+    numbers = quality_numbers(overview_of(image), find_artefacts(overview_of(image), EXTENT, truth, mpp=MPP))
     assert numbers.tissue_share == pytest.approx(truth.mask.mean(), abs=0.005)
     assert (numbers.pen_share, numbers.blank_share) == (0, 0)
     assert numbers.blurred_share < 0.01
@@ -65,30 +65,34 @@ def test_ink_is_found_where_it_was_drawn(pen):
     ink = overview_of((np.abs(image.astype(int) - plain).max(axis=2) > 60).astype(np.uint8)) > 0
     found = find_artefacts(overview_of(image), EXTENT, truth, mpp=MPP).pen
     assert found[ink].mean() > 0.9
-    assert quality_numbers(overview_of(image), EXTENT, truth, mpp=MPP).pen_share == pytest.approx(found.mean())
+    assert quality_numbers(
+        overview_of(image), find_artefacts(overview_of(image), EXTENT, truth, mpp=MPP)
+    ).pen_share == pytest.approx(found.mean())
     assert found.mean() < 2 * ink.mean() + 0.005
 
 
 def test_what_was_not_scanned_is_blank(clean):
     image, truth = clean[0].copy(), clean[1]
     image[:256], image[-256:, :1024] = 255, 0
-    assert quality_numbers(overview_of(image), EXTENT, truth, mpp=MPP).blank_share == pytest.approx(3 / 16, abs=0.01)
+    assert quality_numbers(
+        overview_of(image), find_artefacts(overview_of(image), EXTENT, truth, mpp=MPP)
+    ).blank_share == pytest.approx(3 / 16, abs=0.01)
 
 
 def test_a_slide_without_tissue_has_numbers_and_a_picture():
     image = np.full((300, 400, 3), 90, np.uint8)
     nothing = Tissue(np.zeros((30, 40), bool), (10.0, 10.0))
-    numbers = quality_numbers(image, (1.0, 1.0), nothing, mpp=MPP)
+    numbers = quality_numbers(image, find_artefacts(image, (1.0, 1.0), nothing, mpp=MPP))
     assert (numbers.tissue_share, numbers.blurred_share, numbers.dark_share) == (0, 0, 0)
     assert numbers.background is None
-    assert quality_picture(image, (1.0, 1.0), nothing, mpp=MPP).shape[1] == 808
+    assert quality_picture(image, find_artefacts(image, (1.0, 1.0), nothing, mpp=MPP)).shape[1] == 808
 
 
 def test_the_picture_shows_the_slide_beside_its_flaws_and_a_legend(clean):
     image, truth = clean[0].copy(), clean[1]
     image[:256] = 255
     overview = overview_of(image)
-    picture = quality_picture(overview, EXTENT, truth, mpp=MPP)
+    picture = quality_picture(overview, find_artefacts(overview, EXTENT, truth, mpp=MPP))
     assert picture.dtype == np.uint8
     assert picture.shape[0] > 1024 and picture.shape[1:] == (2056, 3)
     np.testing.assert_array_equal(picture[500, 20], overview[500, 20])
@@ -104,7 +108,7 @@ def test_numbers_of_a_real_slide_are_plausible(real_data):
         pytest.skip("needs CMU-1-Small-Region.svs")
     with Slide(path) as slide:
         overview, extent = slide.overview(1024)
-        numbers = quality_numbers(overview, extent, find_tissue(slide), mpp=slide.mpp)
+        numbers = quality_numbers(overview, find_artefacts(overview, extent, find_tissue(slide), mpp=slide.mpp))
     assert 0.33 < numbers.tissue_share < 0.43
     assert numbers.pen_share == 0
     assert numbers.blurred_share < 0.01

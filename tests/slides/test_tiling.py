@@ -36,7 +36,7 @@ def test_good_slides_are_tiled_and_each_bad_one_says_why(slides, tmp_path):
     assert "does not declare its resolution" in reasons["mute.svs"]
     assert "is no slide that OpenSlide can open" in reasons["broken.svs"]
     written = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert written == ["good.svs.geojson", "good.svs.jpg", "good.svs.png", "good.svs.safetensors"]
+    assert written == ["good.svs.geojson", "good.svs.jpg", "good.svs.jpg", "good.svs.png", "good.svs.safetensors"]
 
 
 def test_a_grid_is_found_again_and_made_again_when_asked_for_differently(slides, tmp_path):
