@@ -77,7 +77,7 @@ def tiles_of(bag: SlideFeatures) -> torch.Tensor:
 
     Raises UserError when there is none, or when a feature is not a finite number.
     """
-    tiles = torch.from_numpy(bag.features[bag.valid])
+    tiles = torch.from_numpy(bag.features[bag.valid]).float()
     if len(tiles) == 0:
         raise UserError(f"{bag.slide} has no tile that could be read: leave it out")
     if not tiles.isfinite().all():

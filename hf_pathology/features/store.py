@@ -98,8 +98,8 @@ class SlideFeatures:
         """The bag saved at `path`, or the tiles of it that `rows` (indices, or bool (N,)) names, in this order.
 
         Args:
-            mapped: arrays that are read-only views of the file: half the time of a copy and no memory, so that a cohort
-                may be larger than it; `load_arrays` says when False, copies, is the better choice.
+            mapped: arrays that are read-only views of the file: a third of the time of a copy and no memory, so that a
+                cohort may be larger than it; `load_arrays` says when False, copies, is the better choice.
             verify: whether to read the whole file and compare it with its checksums; when None, unless `rows` are asked
                 for. With False only the header is read, which is enough to ask what a bag holds.
             dtype: of the features, "float16" or "float32"; as they are in the file when None.

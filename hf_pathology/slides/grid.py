@@ -94,9 +94,12 @@ class TileGrid:
         save_arrays(path, arrays, {"kind": "tile_grid", **values})
 
     @classmethod
-    def load(cls, path: str | Path) -> "TileGrid":
-        """The grid saved at `path`. Raises UserError when it is missing or damaged."""
-        arrays, values = load_arrays(path)
+    def load(cls, path: str | Path, mapped: bool = False) -> "TileGrid":
+        """The grid saved at `path`, its arrays `mapped` (see `load_arrays`) or copied into memory.
+
+        Raises UserError when it is missing or damaged.
+        """
+        arrays, values = load_arrays(path, mapped=mapped)
         try:
             if values.pop("kind") != "tile_grid":
                 raise KeyError("tile_grid")

@@ -196,7 +196,10 @@ class Slide:
         usable = [
             level for level in self._levels if max(level.downsample) <= fine and (half_scale or not level.shrunk)
         ]
-        return max(usable or self._levels[:1], key=lambda level: level.downsample)
+        usable = usable or self._levels[:1]
+        coarsest = max(max(level.downsample) for level in usable)
+        as_coarse = [level for level in usable if max(level.downsample) * LEVEL_ROUNDING >= coarsest]
+        return max(as_coarse, key=lambda level: level.number)  # of which fewest stored tiles have to be decoded
 
     def whole_extent(
         self, size: int, mpp: float, tolerance: float = MPP_TOLERANCE, parts: int = 1

@@ -1,8 +1,8 @@
-"""Arrays with their metadata in one safetensors file, written whole or not at all, mapped or read, and checked: grids and features.
+"""Arrays with their metadata in one safetensors file, written whole or not at all, and checked when read.
 
 The layout is that of https://github.com/huggingface/safetensors: eight bytes with the length of the header, the header
-(JSON: type, shape and place of every array), the bytes of the arrays. Any reader of safetensors opens the files. They are
-mapped here by hand because the library copies, and because every number of a damaged header has to be checked first.
+(JSON: type, shape and place of every array), the bytes of the arrays. Any reader of safetensors opens the files. They
+are mapped here by hand because the library copies, and because every number of a damaged header has to be checked.
 
 The header's `__metadata__` holds, as texts: `meta`, the metadata as JSON; `arrays_xxh3_128`, a checksum of the bytes of
 each array as JSON; `header_xxh3_128`, a checksum of the header itself with zeros in the place of this one. A file with
@@ -68,10 +68,11 @@ def load_arrays(
     """The arrays of `path` (all, or those in `names`) and its metadata.
 
     Args:
-        mapped: arrays that are read-only views of the file instead of copies in memory. They take no memory and no file
-            descriptor, are twice as fast to read whole, and show what the file was when it was opened even after it has
-            been written anew, because `save_arrays` puts another file in its place. But a program that cuts the file
-            short where it lies (`cp` over it, `rsync --inplace`) ends this process by SIGBUS: hence copies by default.
+        mapped: arrays that are read-only views of the file instead of copies in memory. They take no memory and no
+            file descriptor, are three times as fast to read whole, and show what the file was when it was opened even
+            after it has been written anew, because `save_arrays` puts another file in its place. But a program that
+            cuts the file short where it lies (`cp` over it, `rsync --inplace`) ends this process by SIGBUS: hence
+            copies by default.
         verify: compares the bytes of these arrays with their checksums; without it a mapped file is not read at all,
             but for its header, which is always verified.
 
@@ -97,8 +98,8 @@ def load_arrays(
 class Mapping:
     """The bytes of a file as read-only memory, given back when the last array that shows them is gone.
 
-    Python's `mmap` keeps a file descriptor for each mapping (unless `trackfd=False`, from Python 3.13 on), and a process
-    may have no more than some thousand of these.
+    Python's `mmap` keeps a file descriptor for each mapping (unless `trackfd=False`, from Python 3.13 on), and a
+    process may have no more than some thousand of these.
     """
 
     def __init__(self, descriptor: int, size: int):
@@ -174,7 +175,10 @@ def read_header(memory: np.ndarray) -> Header:
 
 
 def verified_checksums(header: bytes, texts: dict[str, str]) -> dict[str, str]:
-    """The checksums of the arrays, {} in a file from before them. Raises ValueError when the header does not match its own."""
+    """The checksums of the arrays, {} in a file from before them.
+
+    Raises ValueError when the header does not match its own.
+    """
     if texts.keys() == {"meta"}:
         return {}
     if texts.keys() != {"meta", "arrays_xxh3_128", "header_xxh3_128"}:

@@ -169,7 +169,7 @@ def saved_grid(slide: CohortSlide, folder: str | Path, options: GridOptions) -> 
     if not (grid_path(folder, slide.key).is_file() and slide.path.is_file()):
         return None
     try:
-        grid = TileGrid.load(grid_path(folder, slide.key))
+        grid = TileGrid.load(grid_path(folder, slide.key), mapped=True)  # a cohort has gigabytes of corners
     except UserError:
         return None  # a damaged file is made again
     pictures = mask_path(folder, slide.key), overview_path(folder, slide.key)

@@ -8,6 +8,7 @@ offset inside the window.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,39 +46,53 @@ def stream_tiles(
 
     Tiles that cannot be read are left out, as if the slide did not have them.
     """
+    order = BlockOrder(len(source), source.weights, seed)  # and not `source`, of which `datasets` would make a hash
     windows = IterableDataset.from_generator(
-        _windows, gen_kwargs={"starts": list(starts), "step": step, "source": source, "window": window, "seed": seed}
+        _windows, gen_kwargs={"starts": list(starts), "step": step, "order": order, "window": window}
     )
     read = WindowReader(source, window, seed)
     return windows.map(read, batched=True, batch_size=1, remove_columns=["epoch", "window", "blocks", "skip"])
 
 
-def blocks_in_order(source: TileSource, seed: int, epoch: int) -> np.ndarray:
-    """The blocks of one epoch, int64 (blocks,): each once, in random order; with weights, each as often as its weight says.
+@dataclass(frozen=True)
+class BlockOrder:
+    """In which order each epoch reads the blocks.
 
-    With weights an epoch has as many blocks as without. A block comes the whole number of times below or above its share
-    (systematic sampling), so over some epochs each has had its share exactly.
+    Attributes:
+        blocks: how many there are.
+        weights: how often each is to be seen compared with others, (blocks,), or None for all the same.
+        seed: of the order.
     """
-    rng = np.random.default_rng((seed, epoch))
-    if source.weights is None:
-        return rng.permutation(len(source))
-    ends = np.cumsum(source.weights) / np.sum(source.weights) * len(source)
-    return rng.permutation(np.searchsorted(ends, np.arange(len(source)) + rng.random(), side="right"))
+
+    blocks: int
+    weights: np.ndarray | None
+    seed: int
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """The blocks of one epoch, int64 (blocks,): each once, in random order; with weights, as often as its weight says.
+
+        With weights an epoch has as many blocks as without. A block comes the whole number of times below or above its
+        share (systematic sampling).
+        """
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.weights is None:
+            return rng.permutation(self.blocks)
+        ends = np.cumsum(self.weights) / np.sum(self.weights) * self.blocks
+        drawn = np.searchsorted(ends, np.arange(self.blocks) + rng.random(), side="right")
+        return rng.permutation(np.minimum(drawn, self.blocks - 1))  # for the last end, rounded, may be too small
 
 
-def _windows(
-    starts: list[tuple[int, int]], step: int, source: TileSource, window: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def _windows(starts: list[tuple[int, int]], step: int, order: BlockOrder, window: int) -> Iterator[dict[str, Any]]:
     """The windows of one worker, endlessly; `datasets` hands each worker its own entry of `starts`."""
-    per_epoch = -(-len(source) // window)
+    per_epoch = -(-order.blocks // window)
     for number, skip in starts:
-        current, order = -1, np.empty(0, int)
+        current, blocks = -1, np.empty(0, int)
         while True:
             epoch, place = divmod(number, per_epoch)
             if epoch != current:
-                current, order = epoch, blocks_in_order(source, seed, epoch)
-            blocks = order[place * window : (place + 1) * window]
-            yield {"epoch": epoch, "window": number, "blocks": blocks.tolist(), "skip": skip}
+                current, blocks = epoch, order.of_epoch(epoch)
+            chosen = blocks[place * window : (place + 1) * window]
+            yield {"epoch": epoch, "window": number, "blocks": chosen.tolist(), "skip": skip}
             number, skip = number + step, 0
 
 

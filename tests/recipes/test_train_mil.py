@@ -174,7 +174,10 @@ def test_a_saved_head_predicts_what_it_predicted_in_memory(trained):
         ({"pooling": "mean"}, "on pooling cls, but .* pooling mean"),
         ({"mpp": 1.0}, "on mpp 0.5, but .* mpp 1.0"),
         ({"size": 256}, "on tile size 224, but .* tile size 256"),
-        ({"features": np.zeros((5, 8), np.float32), "valid": np.ones(5, bool)}, "on feature length 16, but .* 8"),
+        (
+            {"features": np.zeros((5, 8), np.float32), "valid": np.ones(5, bool), "xy": np.zeros((5, 2), np.int64)},
+            "on feature length 16, but .* 8",
+        ),
     ],
 )
 def test_features_of_another_kind_are_refused_with_both_names(trained, tmp_path, change, message):
