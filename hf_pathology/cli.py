@@ -93,6 +93,9 @@ def tile(
     half_scale: Annotated[
         bool, typer.Option("--half-scale", help="Decode JPEG at a fraction of its size: faster, not the same pixels.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Look at every stored tile for damage, now and whenever it is read.")
+    ] = False,
     cohort: Cohort = None,
     slide_mpp: SlideMpp = None,
     limit: Limit = None,
@@ -117,6 +120,7 @@ def tile(
         min_class=min_class,
         icc=icc,
         half_scale=half_scale,
+        verify=verify,
     )
     raise typer.Exit(
         run(

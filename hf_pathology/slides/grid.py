@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import SlideError, UserError
 from .reader import MPP_TOLERANCE, Slide
 from .store import load_arrays, save_arrays
-from .stored import SlideLayout
+from .stored import Checksums, SlideLayout
 from .tissue import Tissue
 
 
@@ -38,6 +38,7 @@ class TileGrid:
         class_fraction: float32 (N, C), the share of a tile's area that each class covers.
         icc, half_scale: how pixels are read, see `Slide`.
         stored: how the slide's file is stored, so that it need not be parsed again; None when unknown.
+        checksums: of the stored tiles that were looked at (`integrity.py`); None when nobody looked.
         quality: what may be wrong with the slide, see `quality.QualityNumbers`; empty when nobody looked.
         options: what the grid was made with, for telling whether it has to be made again.
     """
@@ -57,6 +58,7 @@ class TileGrid:
     icc: bool = False
     half_scale: bool = False
     stored: SlideLayout | None = None
+    checksums: Checksums | None = None
     quality: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -78,7 +80,14 @@ class TileGrid:
 
     def open(self, path: str | Path) -> Slide:
         """The slide at `path`, to be read as this grid was made."""
-        return Slide(path, self.slide_mpp, layout=self.stored, icc=self.icc, half_scale=self.half_scale)
+        return Slide(
+            path,
+            self.slide_mpp,
+            layout=self.stored,
+            icc=self.icc,
+            half_scale=self.half_scale,
+            checksums=self.checksums,
+        )
 
     def select(self, rows: np.ndarray) -> "TileGrid":
         """The grid with only these tiles (indices, or bool (N,)), in this order."""
@@ -89,6 +98,10 @@ class TileGrid:
         """Writes the grid as one safetensors file of some kilobytes."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         arrays = {name: values.pop(name) for name in ARRAYS}
+        checksums = values.pop("checksums")
+        if checksums is not None:
+            values["checked_level"] = checksums.level
+            arrays |= {"stored_tiles": checksums.numbers, "stored_checksums": checksums.values}
         values["stored"] = None if self.stored is None else self.stored.to_json()
         arrays = {name: array for name, array in arrays.items() if array is not None}
         save_arrays(path, arrays, {"kind": "tile_grid", **values})
@@ -106,6 +119,9 @@ class TileGrid:
             for name in ("slide_mpp", "extent", "stride", "slide_size", "classes"):
                 values[name] = tuple(values[name])
             values["stored"] = values["stored"] and SlideLayout.from_json(values["stored"])
+            if "checked_level" in values:
+                looked_at = arrays.pop("stored_tiles"), arrays.pop("stored_checksums")
+                values["checksums"] = Checksums(values.pop("checked_level"), *looked_at)
             return cls(**values, **arrays)
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is no grid of this version ({error}): delete it and tile again") from error

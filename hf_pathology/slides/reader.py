@@ -16,7 +16,16 @@ import openslide
 from PIL import Image, ImageCms
 
 from ..errors import SlideError
-from .stored import SlideLayout, StoredLevel, cut_tiles, find_layout, resample, unreadable
+from .stored import (
+    WHITE,
+    Checksums,
+    SlideLayout,
+    StoredLevel,
+    cut_tiles,
+    find_layout,
+    resample,
+    unreadable,
+)
 
 
 SUFFIXES = frozenset(
@@ -26,6 +35,8 @@ MAX_PIXELS = 1e12  # of level 0; the largest scans have some 1e11, a damaged hea
 MPP_TOLERANCE = 0.005  # scanners state their resolution with no more accuracy
 BLOCK_PIXELS = 4 << 20  # that OpenSlide is asked for at once
 BAND_PIXELS = 16 << 20  # of a level that are in memory at once while an overview is made
+BAND_CELL = 1024  # pixels: what OpenSlide cannot read of an overview is left out in pieces of this edge
+MAX_UNREADABLE = 0.01  # share of an overview
 OPENING = threading.Lock()  # threads share a slide, and open it once
 LEVEL_ROUNDING = 1.005  # level sizes are rounded, and so are the downsamples computed from them
 
@@ -62,6 +73,7 @@ class Slide:
         icc: convert pixels to sRGB by the colour profile in the slide; a slide without profile stays as it is.
         half_scale: decode JPEG at half, a quarter or an eighth of its size where the resolution asked for allows it: faster,
             and not the same pixels (docs/benchmarks.md says how near).
+        checksums: of stored tiles that were looked at before; a tile that has changed since cannot be read.
     """
 
     def __init__(
@@ -72,13 +84,14 @@ class Slide:
         layout: SlideLayout | None = None,
         icc: bool = False,
         half_scale: bool = False,
+        checksums: Checksums | None = None,
     ):
         self._handle: openslide.OpenSlide | None = None
         self._file: int | None = None
         self.path = Path(path)
         self.icc, self.half_scale = icc, half_scale
         self._given_mpp = (mpp, mpp) if isinstance(mpp, int | float) else mpp
-        self._layout = layout
+        self._layout, self._checksums = layout, checksums
         self._to_srgb: ImageCms.ImageCmsTransform | None = None
         self._levels: tuple[Level, ...] = ()
 
@@ -201,6 +214,10 @@ class Slide:
         as_coarse = [level for level in usable if max(level.downsample) * LEVEL_ROUNDING >= coarsest]
         return max(as_coarse, key=lambda level: level.number)  # of which fewest stored tiles have to be decoded
 
+    def next_level(self, level: Level) -> Level | None:
+        """The level of the file that is next coarser than `level`, or None."""
+        return next((each for each in self._levels if each.number == level.number + 1), None)
+
     def whole_extent(
         self, size: int, mpp: float, tolerance: float = MPP_TOLERANCE, parts: int = 1
     ) -> tuple[float, float]:
@@ -257,7 +274,7 @@ class Slide:
         """The whole slide with its longer edge at most `max_edge` pixels, uint8 (h, w, 3), and its pixel's extent.
 
         The extent is (x, y) in level-0 pixels per overview pixel, exact. Needs no mpp. JPEG is decoded at a fraction of its
-        size where that suffices.
+        size where that suffices. What cannot be decoded is white; raises SlideError when that is more than 1 %.
         """
         full = np.asarray(self.dimensions)
         width, height = np.maximum(1, np.ceil(full / max(1.0, full.max() / max_edge)).astype(int)).tolist()
@@ -265,12 +282,30 @@ class Slide:
         level = self.level_for(scale, half_scale=True)
         picture = np.empty((height, width, 3), np.uint8)
         band = max(1, int(BAND_PIXELS / level.size[0] * height / level.size[1]))  # rows of the overview
+        lost = 0.0  # share of the slide
         for top in range(0, height, band):
             rows = picture[top : top + band]
             first, last = (round(row * level.size[1] / height) for row in (top, top + len(rows)))
-            if not self._cut_level(level, [(0, first)], (level.size[0], max(1, last - first)), [rows])[0]:
-                raise unreadable(self.path, (0, round(first * level.downsample[1])), level.number)
+            pixels, unreadable_share = self._read_band(level, first, max(first + 1, last))
+            lost += unreadable_share * len(rows) / height
+            resample(pixels, rows)
+        if lost > MAX_UNREADABLE:
+            raise SlideError(f"{self.path} cannot be decoded over {lost:.1%} of its area: get it again")
         return self._in_srgb(picture), scale
+
+    def _read_band(self, level: Level, first: int, last: int) -> tuple[np.ndarray, float]:
+        """The rows from `first` to `last` of a level, uint8 (h, w, 3), and which share of them is white as it is unreadable."""
+        edges = level.stored.tile if level.stored else (BAND_CELL, BAND_CELL)
+        top = first - first % edges[1]
+        columns, rows = -(-level.size[0] // edges[0]), -(-(last - top) // edges[1])
+        canvas = np.empty((rows * edges[1], columns * edges[0], 3), np.uint8)
+        cells = [(x * edges[0], y * edges[1]) for y in range(rows) for x in range(columns)]
+        parts = [canvas[y : y + edges[1], x : x + edges[0]] for x, y in cells]
+        valid = self._cut_level(level, [(x, top + y) for x, y in cells], edges, parts)
+        for part, readable in zip(parts, valid):
+            if not readable:
+                part.fill(WHITE)
+        return canvas[first - top : last - top, : level.size[0]], float((~valid).mean())
 
     def _cut(
         self, xy: np.ndarray, size: tuple[int, int], extent: tuple[float, float], out: Sequence[np.ndarray]
@@ -294,7 +329,8 @@ class Slide:
     ) -> np.ndarray:
         """Cuts tiles of `source` pixels at `corners` (pixels of the level) into `out`; which are valid, bool (N,)."""
         if level.stored is not None:
-            return cut_tiles(level.stored, self.file, corners, source, out)
+            looked_at = self._checksums if self._checksums and self._checksums.level == level.number else None
+            return cut_tiles(level.stored, self.file, corners, source, out, looked_at)
         first, last = np.min(corners, axis=0), np.max(corners, axis=0) + source
         together = int(np.prod(last - first))
         wasted = together > 1.5 * len(corners) * source[0] * source[1]

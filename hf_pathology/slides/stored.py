@@ -19,6 +19,7 @@ import numpy as np
 import openslide
 import simplejpeg
 import tifffile
+from xxhash import xxh3_64_intdigest
 
 from ..errors import SlideError
 
@@ -65,8 +66,8 @@ class StoredLevel:
         tile = tuple(edge // shrink for edge in self.tile)
         return StoredLevel(size, tile, self.offsets, self.counts, self.header, shrink)
 
-    def stream(self, file: int, number: int) -> bytes:
-        """The whole JPEG stream of stored tile `number` of the open `file`. Raises ValueError when it is not there."""
+    def stored_bytes(self, file: int, number: int) -> bytes:
+        """What is stored of tile `number` in the open `file`. Raises ValueError when it is not there."""
         offset = _number_at(file, *self.offsets, number)
         count = _number_at(file, *self.counts, number)
         if not 2 < count <= MAX_STORED_BYTES:
@@ -74,12 +75,19 @@ class StoredLevel:
         stream = os.pread(file, count, offset)
         if len(stream) != count:
             raise ValueError(f"stored tile {number} lies beyond the end of the file")
+        return stream
+
+    def stream(self, file: int, number: int, checksums: "Checksums | None" = None) -> bytes:
+        """The whole JPEG stream of stored tile `number`. Raises ValueError when it is not there, or has changed."""
+        stream = self.stored_bytes(file, number)
+        if checksums is not None:
+            checksums.check(number, stream)
         return self.header + stream[2:]
 
-    def decode(self, file: int, column: int, row: int, out: np.ndarray) -> None:
+    def decode(self, file: int, column: int, row: int, out: np.ndarray, checksums: "Checksums | None" = None) -> None:
         """Decodes a stored tile into `out`, contiguous uint8 (h, w, 3). Raises ValueError when it is damaged."""
         width, height = self.tile
-        stream = self.stream(file, row * self.columns + column)
+        stream = self.stream(file, row * self.columns + column, checksums)
         declared = simplejpeg.decode_jpeg_header(stream)[:2]
         if declared != (height * self.shrink, width * self.shrink):
             raise ValueError(f"stored tile {column}, {row} declares {declared[1]}x{declared[0]} pixels")
@@ -87,6 +95,31 @@ class StoredLevel:
             simplejpeg.decode_jpeg(stream, "RGB", buffer=out)
         else:
             simplejpeg.decode_jpeg(stream, "RGB", min_height=height, min_width=width, min_factor=1, buffer=out)
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """What the bytes of stored tiles were when they were looked at.
+
+    Attributes:
+        level: number of the level in the file.
+        numbers: int64 (M,), numbers of stored tiles, ascending.
+        values: uint64 (M,), xxh3 of their bytes.
+    """
+
+    level: int
+    numbers: np.ndarray
+    values: np.ndarray
+
+    def check(self, number: int, stream: bytes) -> None:
+        """Raises ValueError when the bytes of stored tile `number` are not those that were looked at."""
+        place = int(np.searchsorted(self.numbers, number))
+        if (
+            place < len(self.numbers)
+            and self.numbers[place] == number
+            and self.values[place] != xxh3_64_intdigest(stream)
+        ):
+            raise ValueError(f"stored tile {number} has changed since it was looked at")
 
 
 @dataclass(frozen=True)
@@ -168,6 +201,7 @@ def cut_tiles(
     corners: Sequence[tuple[int, int]],
     source: tuple[int, int],
     out: Sequence[np.ndarray],
+    checksums: Checksums | None = None,
 ) -> np.ndarray:
     """Cuts tiles out of a level, decoding each stored tile once, and says which of them are valid, bool (N,).
 
@@ -176,6 +210,7 @@ def cut_tiles(
         corners: top-left corners in pixels of the level; what lies outside of it is white.
         source: width and height of a tile in pixels of the level.
         out: for each tile an array uint8 (h, w, 3); a tile is resampled when its size is not `source`.
+        checksums: of the stored tiles, when they were looked at before.
 
     A tile is invalid when a stored tile that it needs cannot be decoded; its pixels are 0.
     """
@@ -199,7 +234,7 @@ def cut_tiles(
     for (row, column), members in sorted(touching.items()):
         left, top = column * width, row * height
         whole = len(members) == 1 and _fills(out[members[0]], level, (left, top), corners[members[0]], source)
-        decoded = _decodes(level, file, column, row, out[members[0]] if whole else pixels)
+        decoded = _decodes(level, file, column, row, out[members[0]] if whole else pixels, checksums)
         for i in members:
             if i not in canvases:
                 canvases[i] = _canvas(out[i], source, spare, inside=_is_inside(corners[i], source, level.size))
@@ -236,9 +271,11 @@ def resample(pixels: np.ndarray, out: np.ndarray) -> None:
         np.copyto(out, pixels)
 
 
-def _decodes(level: StoredLevel, file: int, column: int, row: int, out: np.ndarray) -> bool:
+def _decodes(
+    level: StoredLevel, file: int, column: int, row: int, out: np.ndarray, checksums: Checksums | None
+) -> bool:
     try:
-        level.decode(file, column, row, out)
+        level.decode(file, column, row, out, checksums)
     except ValueError:  # simplejpeg's too, for a stream that is damaged
         return False
     return True

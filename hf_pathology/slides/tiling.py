@@ -15,6 +15,7 @@ from .clam import tissue_by
 from .cohort import CohortSlide
 from .geojson import class_fractions, read_annotations, read_geojson, write_geojson
 from .grid import TileGrid, tile_grid
+from .integrity import verified
 from .quality import find_artefacts, quality_numbers, quality_picture
 from .reader import MPP_TOLERANCE, Slide
 from .tissue import Tissue
@@ -44,6 +45,7 @@ class GridOptions:
         min_class: share of a tile's area that one of the classes must cover.
         icc: convert pixels to sRGB by the slide's colour profile.
         half_scale: decode JPEG at a fraction of its size where that suffices; faster, not the same pixels.
+        verify: look at every stored tile under the tissue, leave out what is damaged, and notice later damage (`integrity.py`).
     """
 
     mpp: float
@@ -60,6 +62,7 @@ class GridOptions:
     min_class: float = 0.5
     icc: bool = False
     half_scale: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(1, tile_size=self.tile_size, stride=self.stride, region=self.region)
@@ -155,6 +158,8 @@ def tile_slide(slide: CohortSlide, folder: str | Path, options: GridOptions, fin
         artefacts = find_artefacts(overview, extent, tissue, mpp=opened.mpp)
         quality = asdict(quality_numbers(overview, artefacts))
         grid = replace(_annotated(grid, options), quality=quality, options=_all_that_decides(slide.key, options))
+        if options.verify:
+            grid = verified(grid, opened)
         tissue.save(mask_path(folder, slide.key))
         if outline is None:  # else it would overwrite the correction
             write_geojson(outline_path(folder, slide.key), tissue)
