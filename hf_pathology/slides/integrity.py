@@ -20,7 +20,7 @@ from .tissue import Tissue
 
 
 CELLS = 8  # by 8 parts of a stored tile, whose mean colours are compared
-MAX_DIFFERENCE = 20.0  # of 255, between the means of a part on two levels; JPEG and resampling make some 5 of it
+MAX_DIFFERENCE = 16.0  # of 255, between the means of a part on two levels; JPEG and resampling made up to 13 of it
 MAX_SUSPECT = 0.01  # share of a slide's tiles
 SHRINK = 8  # at an eighth of its size JPEG is decoded several times faster, and the means are the same
 
