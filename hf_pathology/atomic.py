@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed into it."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import UserError
+from .errors import SlideError, UserError
 
 
 WRITE_FAILURES = ("No space left", "inline_container")  # what safetensors and torch say when a disk is full
@@ -23,6 +24,8 @@ def naming_write_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise SlideError(f"{path} cannot be written: its name is too long; rename the slide") from error
         raise UserError(f"{path} cannot be written: {error.strerror or error}; {AFTER_MENDING}") from error
     except (SafetensorError, RuntimeError) as error:
         if not any(words in str(error) for words in WRITE_FAILURES):

@@ -19,7 +19,7 @@ from .stored import Checksums
 from .tissue import Tissue
 
 
-CELLS = 8  # by 8 parts of a stored tile, whose mean colours are compared
+PART = 32  # pixels: edge of the parts of a stored tile whose mean colours are compared
 MAX_DIFFERENCE = 16.0  # of 255, between the means of a part on two levels; JPEG and resampling made up to 13 of it
 MAX_SUSPECT = 0.01  # share of a slide's tiles
 SHRINK = 8  # at an eighth of its size JPEG is decoded several times faster, and the means are the same
@@ -70,7 +70,8 @@ def look_at(slide: Slide, level: Level, numbers: np.ndarray) -> Integrity:
     stored = level.stored
     small = stored.shrunk(SHRINK) if not any(edge % SHRINK for edge in stored.tile) else stored
     values, suspect = np.zeros(len(numbers), np.uint64), np.zeros(len(numbers), bool)
-    means = np.zeros((len(numbers), CELLS, CELLS, 3), np.uint8)
+    parts = parts_of(level)
+    means = np.zeros((len(numbers), parts, parts, 3), np.uint8)
     pixels = np.empty((small.tile[1], small.tile[0], 3), np.uint8)
     for i, number in enumerate(numbers.tolist()):
         try:
@@ -79,7 +80,7 @@ def look_at(slide: Slide, level: Level, numbers: np.ndarray) -> Integrity:
         except ValueError:
             suspect[i] = True
         else:
-            cv2.resize(pixels, (CELLS, CELLS), dst=means[i], interpolation=cv2.INTER_AREA)
+            cv2.resize(pixels, (parts, parts), dst=means[i], interpolation=cv2.INTER_AREA)
     expected = means_on_a_coarser_level(slide, level, numbers)
     if expected is not None:
         difference = np.abs(means.astype(np.float32) - expected)  # NaN where there is nothing to compare
@@ -88,27 +89,31 @@ def look_at(slide: Slide, level: Level, numbers: np.ndarray) -> Integrity:
 
 
 def means_on_a_coarser_level(slide: Slide, level: Level, numbers: np.ndarray) -> np.ndarray | None:
-    """What the parts of stored tiles look like on a coarser level, float32 (M, CELLS, CELLS, 3), or None without one.
+    """What the parts of stored tiles look like on a coarser level, float32 (M, parts, parts, 3), or None without one.
 
     NaN for parts outside the slide, and where the coarser level cannot be read.
     """
-    tile = np.array(level.stored.tile)
+    tile, parts = np.array(level.stored.tile), parts_of(level)
     extent = tile * level.downsample
     coarser = slide.next_level(level)
     if coarser is None:
         return None
-    each = max(1, int(extent.min() / max(coarser.downsample) / CELLS))  # pixels of the coarser level in a part
+    each = max(1, int(extent.min() / max(coarser.downsample) / parts))  # pixels of the coarser level in a part
     rows, columns = np.divmod(numbers, level.stored.columns)
     corners = np.stack([columns, rows], axis=1) * tile  # (M, 2), pixels of the level
-    shown, valid = slide.read_tiles(corners * level.downsample, CELLS * each, tuple(extent.tolist()))
-    parts = np.asarray(shown).reshape(len(numbers), CELLS, each, CELLS, each, 3)
-    expected = parts.mean(axis=(2, 4), dtype=np.float32)
+    shown, valid = slide.read_tiles(corners * level.downsample, parts * each, tuple(extent.tolist()))
+    expected = np.asarray(shown).reshape(len(numbers), parts, each, parts, each, 3).mean(axis=(2, 4), dtype=np.float32)
     expected[~valid] = np.nan
-    ends = corners[:, None] + (np.arange(CELLS) + 1)[:, None] * (tile / CELLS)  # (M, CELLS, 2)
+    ends = corners[:, None] + (np.arange(parts) + 1)[:, None] * (tile / parts)  # (M, parts, 2)
     outside = ends > level.size
     expected[outside[:, :, 1]] = np.nan
     expected.transpose(0, 2, 1, 3)[outside[:, :, 0]] = np.nan
     return expected
+
+
+def parts_of(level: Level) -> int:
+    """How many parts a stored tile is divided into along each edge."""
+    return max(1, round(min(level.stored.tile) / PART))
 
 
 def stored_tiles_under(level: Level, xy: np.ndarray, extent: tuple[float, float]) -> np.ndarray:

@@ -32,6 +32,10 @@ SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"]
 )  # what OpenSlide 4 opens; a .mrxs brings a folder of its own along
 MAX_PIXELS = 1e12  # of level 0; the largest scans have some 1e11, a damaged header claims anything
+MAX_PIXELS_PER_BYTE = 10_000  # of the file; JPEG of mere white has some 100
+ONE_FILE = frozenset(
+    [".svs", ".tif", ".tiff", ".ndpi", ".scn", ".svslide", ".bif", ".czi"]
+)  # and not a folder beside it
 MPP_TOLERANCE = 0.005  # scanners state their resolution with no more accuracy
 BLOCK_PIXELS = 4 << 20  # that OpenSlide is asked for at once
 BAND_PIXELS = 16 << 20  # of a level that are in memory at once while an overview is made
@@ -136,8 +140,13 @@ class Slide:
                 "check that the file is whole and of a supported format"
             ) from error
         width, height = handle.dimensions
-        if width * height > MAX_PIXELS:
-            raise SlideError(f"{self.path} claims {width}x{height} pixels, more than any scanner makes: get it again")
+        size = self.path.stat().st_size
+        if width * height > MAX_PIXELS or (
+            self.path.suffix in ONE_FILE and width * height > MAX_PIXELS_PER_BYTE * size
+        ):
+            raise SlideError(
+                f"{self.path} claims {width}x{height} pixels in {size:,} bytes: it is damaged, get it again"
+            )
         return handle
 
     @property
