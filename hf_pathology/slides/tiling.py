@@ -1,5 +1,6 @@
 """From slides to grids on disk: tissue, grid and a picture of both for each slide, made once and found again."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..atomic import atomic_path
+from ..atomic import atomic_path, write_json
 from ..claims import claimed
 from ..errors import SlideError, UserError, require_at_least
 from .clam import tissue_by
@@ -21,6 +22,7 @@ from .reader import MPP_TOLERANCE, Slide
 from .tissue import Tissue
 
 
+OPTIONS_FILE = "tiling.json"
 FindTissue = Callable[[Slide, str], Tissue]
 OVERVIEW_EDGE = 1024  # pixels of the longer edge of the pictures
 OUTLINE, GRID = (0, 160, 90), (40, 80, 200)  # RGB
@@ -75,6 +77,22 @@ class GridOptions:
             raise UserError(
                 "classes are chosen, but no annotations: pass the folder of GeoJSON files as --annotations"
             )
+
+
+def save_options(folder: str | Path, options: GridOptions) -> None:
+    """Writes down what a tiling folder is made with, so that who uses it later tiles what is missing in the same way."""
+    write_json(Path(folder) / OPTIONS_FILE, asdict(options))
+
+
+def saved_options(folder: str | Path) -> GridOptions | None:
+    """What the tiling folder was made with, or None for a folder that nobody has tiled into."""
+    path = Path(folder) / OPTIONS_FILE
+    if not path.is_file():
+        return None
+    try:
+        return GridOptions(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): tile again with `hf-pathology tile`") from error
 
 
 def grid_path(folder: str | Path, slide: str) -> Path:
