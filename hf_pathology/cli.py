@@ -25,7 +25,8 @@ SlideFolder = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Cohort = Annotated[
-    Path | None, typer.Option("--cohort", help="CSV with columns slide and optionally case, label, split, mpp, weight.")
+    Path | None,
+    typer.Option("--cohort", help="CSV with columns slide and optionally case, label, split, mpp, weight."),
 ]
 SlideMpp = Annotated[
     float | None, typer.Option("--slide-mpp", help="Microns per level-0 pixel of slides that do not say it rightly.")
@@ -136,6 +137,51 @@ def tile(
 
 
 @app.command()
+def shard(
+    slides: SlideFolder,
+    out: Out,
+    mpp: Annotated[float, typer.Option("--mpp", help="Microns per pixel of a tile.")],
+    size: Annotated[int, typer.Option("--size", help="Edge of a tile in pixels.")],
+    tiles: Annotated[Path | None, typer.Option("--tiles", help="Tiling folder; default: OUT.tiles, made now.")] = None,
+    format: Annotated[str, typer.Option("--format", help="parquet or webdataset.")] = "parquet",
+    quality: Annotated[int, typer.Option("--quality", help="Of the JPEG of tiles that have to be encoded.")] = 90,
+    shard_mb: Annotated[int, typer.Option("--shard-mb", help="Megabytes of a shard, about.")] = 500,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order of the tiles.")] = 0,
+    keep_order: Annotated[bool, typer.Option("--keep-order", help="Slide after slide instead of mixed.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Decode also the tiles that are passed on as they are stored.")
+    ] = True,
+    min_tissue: MinTissue = 0.5,
+    cohort: Cohort = None,
+    slide_mpp: SlideMpp = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write the tiles of all slides as a dataset for the Hub: Parquet or WebDataset, with a card."""
+    from .commands.shard import shard as run
+    from .slides.tiling import GridOptions
+
+    raise typer.Exit(
+        run(
+            slides=slides,
+            out=out,
+            options=GridOptions(mpp=mpp, tile_size=size, min_tissue=min_tissue),
+            tiles=tiles,
+            format=format,
+            quality=quality,
+            shard_mb=shard_mb,
+            seed=seed,
+            keep_order=keep_order,
+            verify=verify,
+            cohort=cohort,
+            slide_mpp=slide_mpp,
+            limit=limit,
+            dry_run=dry_run,
+        )
+    )
+
+
+@app.command()
 def embed(
     slides: SlideFolder,
     encoder: EncoderName,
@@ -149,6 +195,16 @@ def embed(
         bool, typer.Option("--other-mpp", help="Allow tiles that the encoder was not made for.")
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Tiles in a batch.")] = 64,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="That read; default: all cores beside a GPU, else 1.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the encoder: float32, bfloat16 or float16.")
+    ] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the features in files: float32 or float16.")] = "float32",
+    max_invalid: Annotated[
+        float, typer.Option("--max-invalid", help="Share of unreadable tiles over which a slide fails.")
+    ] = 0.01,
     cohort: Cohort = None,
     slide_mpp: SlideMpp = None,
     limit: Limit = None,
@@ -169,6 +225,10 @@ def embed(
             pooling=pooling,
             other_mpp=other_mpp,
             batch_size=batch_size,
+            threads=threads,
+            precision=precision,
+            dtype=dtype,
+            max_invalid=max_invalid,
             cohort=cohort,
             slide_mpp=slide_mpp,
             limit=limit,
@@ -252,3 +312,7 @@ def main() -> None:
         if end.code == INTERRUPTED:
             print("stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
         raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,17 @@
 """Model cards, made of what a run has recorded; what is not known is said to be missing."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+import numpy as np
+from huggingface_hub import DatasetCardData, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from hf_pathology.slides.cohort import CohortSlide
+from hf_pathology.slides.grid import TileGrid
+from hf_pathology.tiles.shard_manifest import Manifest
 from hf_pathology.training.log import read_log
 from hf_pathology.version import __version__
 
@@ -45,3 +50,56 @@ def encoder_card(*, method: str, config: dict[str, Any], log: Path, cohort: Any,
         hours=sum(record["seconds"] for record in records) / 3600,
         version=__version__,
     )
+
+
+def tiles_card(*, pairs: Sequence[tuple[CohortSlide, TileGrid]], manifest: Manifest) -> str:
+    """The card of a dataset of tiles, Markdown with the metadata by which `datasets` loads it from disk and from the Hub.
+
+    Args:
+        pairs: the slides with their grids.
+        manifest: of the shards.
+    """
+    slides, grids = zip(*pairs)
+    parquet = manifest.asked["format"] == "parquet"
+    data = DatasetCardData(
+        pretty_name="Tiles of whole-slide images",
+        tags=["pathology", "whole-slide-image", "histology", manifest.asked["format"]],
+        task_categories=["image-feature-extraction"],
+        size_categories=[_size_category(manifest.tiles)],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/*.parquet" if parquet else "data/*.tar"}],
+            }
+        ],
+    )
+    mpp = np.array([grid.effective_mpp for grid in grids])
+    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        (files("hf_pathology.model_cards") / "tiles.md.j2").read_text(encoding="utf-8")
+    )
+    return template.render(
+        metadata=data.to_yaml(),
+        manifest=manifest,
+        parquet=parquet,
+        gigabytes=sum(shard.bytes for shard in manifest.shards) / 1e9,
+        slides=len({slide.key for slide in slides}),
+        cases=len({slide.case for slide in slides}),
+        labels=sorted({slide.label for slide in slides if slide.label is not None}),
+        unlabelled=sum(slide.label is None for slide in slides),
+        mpp_asked=sorted({grid.mpp for grid in grids}),
+        mpp=(mpp.min(), mpp.max()),
+        min_tissue=sorted({grid.options["min_tissue"] for grid in grids if "min_tissue" in grid.options}),
+        unreadable=manifest.unreadable.total(),
+        damaged=manifest.damaged_slides(grids),
+        version=__version__,
+    )
+
+
+def _size_category(rows: int) -> str:
+    """The Hub's name for a dataset of this many rows."""
+    ends = {10**3: "1K", 10**4: "10K", 10**5: "100K", 10**6: "1M", 10**7: "10M", 10**8: "100M", 10**9: "1B"}
+    passed = [name for end, name in ends.items() if rows >= end]
+    ahead = [name for end, name in ends.items() if rows < end]
+    if not ahead:
+        return f"n>{passed[-1]}"
+    return f"{passed[-1]}<n<{ahead[0]}" if passed else f"n<{ahead[0]}"

@@ -20,10 +20,9 @@ from hf_pathology.hub_upload.cards import encoder_card
 from hf_pathology.hub_upload.export import export_encoder
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
-from hf_pathology.recipes.slide_data import SlideData, load_slides
+from hf_pathology.recipes.slide_data import SlideData, load_tiles
 from hf_pathology.slides.tiling import GridOptions
-from hf_pathology.tiles.blocks import SlideBlocks
-from hf_pathology.tiles.filters import FilterOptions, tile_filter
+from hf_pathology.tiles.filters import FilterOptions
 from hf_pathology.tiles.loader import TileLoader
 from hf_pathology.tiles.photometric import Photometric
 from hf_pathology.tiles.views import MultiCrop, ViewOptions
@@ -68,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = start(cpu=training.cpu, seed=training.seed)
     out = Path(data.out)
 
-    # Slides to tiles to views.
-    cohort = load_slides(data, grid, accelerator)
+    # Slides (or shards) to tiles to views.
+    cohort = load_tiles(data, grid, filters, accelerator)
     if numbers.encoder is not None:
         views = views_for_release(views, numbers.encoder, grid.mpp)
     model = build_model(numbers, views.global_size)
     loader = TileLoader(
-        SlideBlocks(cohort.grids, cohort.paths, data.block, weights=cohort.weights, tile_filter=tile_filter(filters)),
+        cohort.source,
         MultiCrop(views, model.config.encoder_config.patch_size, training.seed),
         batch_size=training.batch_size,
         window=data.window,
@@ -96,7 +95,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
 
     # Views to loss.
-    config = {**asdict(grid), **asdict(filters), **asdict(views), **asdict(numbers), **training.deciding(), **data.deciding()}
+    config = {
+        **cohort.options,
+        **asdict(filters),
+        **asdict(views),
+        **asdict(numbers),
+        **training.deciding(),
+        **data.deciding(),
+    }
     config["tiles"] = cohort.fingerprint
     trained = TrainingLoop(model, loader, to_inputs, training, accelerator, out, config).run()
 

@@ -1,10 +1,11 @@
-"""The first paragraph of every pretraining recipe: the slides of a folder, tiled, and what could not be used."""
+"""The first paragraph of every pretraining recipe: the tiles of a folder of slides or of shards, and what could not be used."""
 
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -12,19 +13,34 @@ from hf_pathology.errors import SlideError, UserError, require_at_least
 from hf_pathology.progress import with_progress
 from hf_pathology.slides.cohort import CohortSlide, find_slides, read_cohort
 from hf_pathology.slides.grid import TileGrid
-from hf_pathology.slides.tiling import GridOptions, tile_cohort
+from hf_pathology.slides.tiling import GridOptions, options_of, tile_cohort
+from hf_pathology.tiles.blocks import SlideBlocks
+from hf_pathology.tiles.filters import FilterOptions, tile_filter
+from hf_pathology.tiles.shards import ShardBlocks
+from hf_pathology.tiles.stream import TileSource
+
+
+SLIDES_ONLY = (
+    "cohort",
+    "splits",
+    "grids",
+    "slide_mpp",
+    "limit",
+    "more_mpp",
+    "more_weights",
+)  # options that shards have not
 
 
 @dataclass
 class SlideData:
-    """Which slides to read, and how.
+    """Which slides to read, and how; or which shards.
 
     Attributes:
-        slides: folder of slides.
         out: folder of the run.
+        slides: folder of slides.
         cohort: CSV that names the slides to use; all in the folder when None.
         splits: use only the slides of these splits of the cohort table; all when None.
-        grids: tiling folder to use and fill; OUT/tiles when None.
+        grids: tiling folder to use and fill, in the way it was tiled by `hf-pathology tile`; OUT/tiles when None.
         slide_mpp: microns per level-0 pixel of slides that do not declare it.
         block: edge, in tiles, of the blocks that are read together.
         window: blocks that are mixed together.
@@ -32,10 +48,11 @@ class SlideData:
         limit: use only this many slides.
         more_mpp: further resolutions at which the slides are tiled, for encoders that are to know several.
         more_weights: how often a tile of each of them is to be seen, compared with one at `mpp` (1); all 1 when None.
+        shards: folder of shards that `hf-pathology shard` wrote, or hf://datasets/ORG/NAME, instead of slides.
     """
 
-    slides: str
     out: str
+    slides: str | None = None
     cohort: str | None = None
     splits: list[str] | None = None
     grids: str | None = None
@@ -46,8 +63,14 @@ class SlideData:
     limit: int | None = None
     more_mpp: list[float] | None = None
     more_weights: list[float] | None = None
+    shards: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.slides is None) == (self.shards is None):
+            raise UserError("say where the tiles come from: either --slides or --shards")
+        given = [name for name in SLIDES_ONLY if self.shards and getattr(self, name) is not None]
+        if given:
+            raise UserError(f"{given[0]} is an option for slides: with --shards, choose when the shards are written")
         require_at_least(1, block=self.block, window=self.window, limit=self.limit)
         require_at_least(0, workers=self.workers)
         if self.more_weights is not None and len(self.more_weights) != len(self.more_mpp or []):
@@ -59,42 +82,49 @@ class SlideData:
 
 
 @dataclass(frozen=True)
-class TiledSlides:
-    """The slides that can be trained on.
+class TileData:
+    """The tiles that can be trained on.
 
     Attributes:
-        slides, grids: one of each for every usable slide (and resolution).
-        weights: how often the tiles of each grid are to be seen; None for all the same.
+        source: of the stream.
+        tiles: how many there are.
+        fingerprint: a hash of what they are: runs with the same one see the same tiles.
+        options: what they were cut with, as far as is known.
+        slides: those they are from, once for each resolution; none when they come from shards.
         problems: one message for every slide that was left out.
     """
 
-    slides: Sequence[CohortSlide]
-    grids: Sequence[TileGrid]
-    weights: Sequence[float] | None
-    problems: Sequence[str]
-
-    @property
-    def paths(self) -> list[Path]:
-        return [slide.path for slide in self.slides]
-
-    @property
-    def tiles(self) -> int:
-        return sum(len(grid) for grid in self.grids)
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all slides' keys and tiles: runs with the same one see the same tiles."""
-        digest = hashlib.blake2b(digest_size=8)
-        for grid in self.grids:
-            digest.update(grid.slide.encode() + grid.xy.tobytes())
-        return digest.hexdigest()
+    source: TileSource
+    tiles: int
+    fingerprint: str
+    options: dict[str, Any]
+    slides: Sequence[CohortSlide] = ()
+    problems: Sequence[str] = ()
 
 
-def load_slides(data: SlideData, options: GridOptions, accelerator: Accelerator) -> TiledSlides:
-    """The usable slides of `data.slides` with their grids, made by the main process first and then found by the others.
+def load_tiles(data: SlideData, options: GridOptions, filters: FilterOptions, accelerator: Accelerator) -> TileData:
+    """The tiles of `data.slides` or `data.shards`. Raises UserError when there are none, or shards of other tiles."""
+    return load_slides(data, options, filters, accelerator) if data.slides else load_shards(data, options, filters)
+
+
+def load_shards(data: SlideData, options: GridOptions, filters: FilterOptions) -> TileData:
+    """The tiles of `data.shards`. Raises UserError when they have another size or resolution than `options` say."""
+    source = ShardBlocks(data.shards, tile_filter=tile_filter(filters))
+    if (source.size, source.mpp) != (options.tile_size, [options.mpp]):
+        raise UserError(
+            f"{data.shards} has tiles of {source.size} px at {', '.join(map(str, source.mpp))} mpp: "
+            f"say so by --tile_size and --mpp (they are {options.tile_size} and {options.mpp})"
+        )
+    known = {"mpp": options.mpp, "tile_size": options.tile_size}
+    return TileData(source, source.tiles, source.fingerprint, known)
+
+
+def load_slides(data: SlideData, options: GridOptions, filters: FilterOptions, accelerator: Accelerator) -> TileData:
+    """The tiles of the usable slides, whose grids are made by the main process first and then found by the others.
 
     Raises UserError when no slide is usable.
     """
+    options = options_of(data.grids, options.mpp, options.tile_size, options)
     slides, problems = find_slides(data.slides, data.slide_mpp), []
     if data.cohort:
         slides, problems = read_cohort(data.cohort, data.slides, data.slide_mpp)
@@ -122,4 +152,19 @@ def load_slides(data: SlideData, options: GridOptions, accelerator: Accelerator)
     if not found:
         raise UserError(f"{data.slides}: no slide can be used" + (f"; first: {problems[0]}" if problems else ""))
     usable, grids, weights = (list(column) for column in zip(*found))
-    return TiledSlides(usable, grids, weights if len(set(weights)) > 1 else None, problems)
+    source = SlideBlocks(
+        grids,
+        [slide.path for slide in usable],
+        data.block,
+        weights=weights if len(set(weights)) > 1 else None,
+        tile_filter=tile_filter(filters),
+    )
+    return TileData(source, sum(map(len, grids)), fingerprint_of(grids), asdict(options), usable, problems)
+
+
+def fingerprint_of(grids: Sequence[TileGrid]) -> str:
+    """A hash of all slides' keys and tiles."""
+    digest = hashlib.blake2b(digest_size=8)
+    for grid in grids:
+        digest.update(grid.slide.encode() + grid.xy.tobytes())
+    return digest.hexdigest()

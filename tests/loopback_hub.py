@@ -88,7 +88,12 @@ class Hub(BaseHTTPRequestHandler):
             if found[1] not in self.files:
                 return self.missing(path)
             content = self.files[found[1]]
-            self.answer(content, ETag=f'"{oid_of(content)}"', **{"X-Repo-Commit": SHA})
+            headers = {"ETag": f'"{oid_of(content)}"', "X-Repo-Commit": SHA}
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if part and self.command == "GET":
+                self.answer(content[int(part[1]) : int(part[2]) + 1], 206, **headers)
+            else:
+                self.answer(content, **headers)
         elif found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
             siblings = [{"rfilename": name} for name in self.files]
             self.answer({"id": found[1], "sha": SHA, "siblings": siblings, "private": False, "tags": []})

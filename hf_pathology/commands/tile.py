@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import SlideError, UserError
+from ..errors import SlideError
 from ..progress import ProgressBar
 from ..record import RunRecord
 from ..report.page import write_report
@@ -12,7 +12,7 @@ from ..slides.clam import TISSUE_METHODS, tissue_by
 from ..slides.cohort import CohortSlide
 from ..slides.grid import TileGrid
 from ..slides.reader import Slide
-from ..slides.tiling import GridOptions, save_options, saved_options, tile_cohort
+from ..slides.tiling import GridOptions, save_options, tile_cohort
 from ..slides.tissue import Tissue
 from .cohort import chosen_slides
 
@@ -48,22 +48,6 @@ def tile(
     write_report(out / "report.html", "Tiles", lead, sections)
     print(f"{lead} {out / 'report.html'}")
     return record.exit_code
-
-
-def options_of(tiles: Path | None, mpp: float | None, size: int | None, otherwise: GridOptions) -> GridOptions:
-    """What the tiling folder `tiles` was made with, or `otherwise` when it is None or nobody has tiled into it.
-
-    Raises UserError when `mpp` or `size` were asked for and are others.
-    """
-    options = None if tiles is None else saved_options(tiles)
-    if options is None:
-        return otherwise
-    if mpp not in (None, options.mpp) or size not in (None, options.tile_size):
-        raise UserError(
-            f"{tiles} holds tiles of {options.tile_size} px at {options.mpp} mpp: leave out --mpp and --size, or choose "
-            "another folder as --tiles"
-        )
-    return options
 
 
 def tile_slides(slides: list[CohortSlide], out: Path, options: GridOptions, record: RunRecord) -> list[TileGrid]:

@@ -95,6 +95,22 @@ def saved_options(folder: str | Path) -> GridOptions | None:
         raise UserError(f"{path} cannot be read ({error}): tile again with `hf-pathology tile`") from error
 
 
+def options_of(tiles: str | Path | None, mpp: float | None, size: int | None, otherwise: GridOptions) -> GridOptions:
+    """What the tiling folder `tiles` was made with, or `otherwise` when it is None or nobody has tiled into it.
+
+    Raises UserError when `mpp` or `size` were asked for and are others.
+    """
+    options = None if tiles is None else saved_options(tiles)
+    if options is None:
+        return otherwise
+    if mpp not in (None, options.mpp) or size not in (None, options.tile_size):
+        raise UserError(
+            f"{tiles} holds tiles of {options.tile_size} px at {options.mpp} mpp: leave out --mpp and --size, or choose "
+            "another folder"
+        )
+    return options
+
+
 def grid_path(folder: str | Path, slide: str) -> Path:
     """Where the grid of the slide with key `slide` lies in a tiling folder."""
     return Path(folder) / "grids" / f"{slide}.safetensors"

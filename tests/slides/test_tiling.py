@@ -17,7 +17,6 @@ from hf_pathology.slides.tiling import (
     save_options,
     saved_options,
     tile_cohort,
-    tile_slide,
 )
 from hf_pathology.slides.tissue import Tissue
 

@@ -167,7 +167,9 @@ def test_tiles_that_a_filter_drops_are_left_out_and_resume_stays_exact(cohort):
 
     def filtered():
         source = SlideBlocks(*cohort, 2, tile_filter=only_bright)
-        return TileLoader(source, lambda row: {"value": row["tile"].max(axis=2).mean()}, batch_size=4, window=4, workers=0)
+        return TileLoader(
+            source, lambda row: {"value": row["tile"].max(axis=2).mean()}, batch_size=4, window=4, workers=0
+        )
 
     straight = take(filtered(), 20)
     assert all((batch["value"] >= 150).all() for batch in straight)
