@@ -41,14 +41,17 @@ class Claim:
 def claim(folder: str | Path, key: str) -> Claim | None:
     """The claim to what `key` names in `folder`, or None when another process has it."""
     path = Path(folder) / ".claims" / f"{key}.lock"
+    lock = FileLock(path, thread_local=False)
     with naming_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, thread_local=False)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return None
-    return Claim(lock)
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+                return Claim(lock)
+            except Timeout:
+                return None
+            except FileNotFoundError:  # another process, done with everything, removed the folder in this moment
+                continue
 
 
 def claimed(items: Iterable[Item], folder: str | Path, key_of: Callable[[Item], str]) -> Iterator[tuple[Item, Claim]]:

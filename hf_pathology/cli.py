@@ -205,6 +205,10 @@ def embed(
     max_invalid: Annotated[
         float, typer.Option("--max-invalid", help="Share of unreadable tiles over which a slide fails.")
     ] = 0.01,
+    stage: Annotated[
+        Path | None,
+        typer.Option("--stage", help="Folder on a fast disk: slides are copied there before they are read."),
+    ] = None,
     cohort: Cohort = None,
     slide_mpp: SlideMpp = None,
     limit: Limit = None,
@@ -229,6 +233,7 @@ def embed(
             precision=precision,
             dtype=dtype,
             max_invalid=max_invalid,
+            stage=stage,
             cohort=cohort,
             slide_mpp=slide_mpp,
             limit=limit,

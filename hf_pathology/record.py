@@ -54,6 +54,7 @@ class RunRecord:
         self.done: dict[str, dict[str, Any]] = {}
         self.problems: list[str] = []
         self.left_out: list[str] = []
+        self.facts: dict[str, Any] = {}  # about the whole run
         self._started = time.time()
 
     @property
@@ -87,6 +88,7 @@ class RunRecord:
             "left_out": self.left_out,
             "seconds": round(time.time() - self._started, 3),
             "versions": versions(),
+            **self.facts,
             "slides": self.done,
         }
         write_json(path, content)

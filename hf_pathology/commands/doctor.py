@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from rich.console import Console
 
 from ..errors import SlideError, UserError
-from ..features.embed import embed
 from ..features.encoder import Encoder, load_encoder
 from ..record import versions
 from ..slides.cohort import find_slides
@@ -67,12 +65,11 @@ def _look_at(slide: Slide, encoder: Encoder | None) -> str:
         size, mpp = (encoder.size, encoder.mpp or slide.mpp[0]) if encoder else (224, 0.5)
         tissue = find_tissue(slide)
         grid = tile_grid(slide, tissue, key=slide.path.name, size=size, mpp=mpp)
-        _, valid = slide.read_tiles(grid.xy[:1], size, grid.extent)
+        tiles, valid = slide.read_tiles(grid.xy[:1], size, grid.extent)
         if not valid.all():
             raise SlideError(f"{slide.path} opens, but its first tile cannot be read: the file is damaged")
         width, height = slide.dimensions
         facts = f"{width}x{height} px, {slide.mpp[0]:.4g} mpp, tissue {tissue.mask.mean():.0%}, {len(grid)} tiles"
         if encoder is not None:
-            one = replace(grid, xy=grid.xy[:1], tissue_fraction=grid.tissue_fraction[:1])
-            facts += f", one tile gives {embed(one, slide, encoder).features.shape[1]} numbers"
+            facts += f", one tile gives {encoder(torch.from_numpy(tiles)).shape[1]} numbers"
         return facts

@@ -8,27 +8,16 @@ import torch
 Pooling = Literal["cls", "mean", "cls+mean", "gap"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
-# Published encoders whose processors do not say how to pool, by what their Hub id starts with. Sources: model cards.
-PRESETS: dict[str, Pooling] = {
-    "owkin/phikon": "cls",
-    "facebook/dino": "cls",
-    "facebook/vit-mae": "cls",
-    "microsoft/resnet": "gap",
-}
 
-
-def pooling_of(processor_pooling: str | None, encoder: str, model_type: str) -> Pooling:
-    """The rule the release states, else the preset for a well-known encoder, else what its architecture implies.
+def pooling_of(stated: str | None, encoder: str, model_type: str) -> Pooling:
+    """The rule that the caller, the release or a preset states, else what the architecture implies.
 
     Raises ValueError for a rule that does not exist, or when nothing says how to pool.
     """
-    if processor_pooling is not None:
-        if processor_pooling not in POOLINGS:
-            raise ValueError(f"{encoder} asks for pooling {processor_pooling!r}: known are {', '.join(POOLINGS)}")
-        return processor_pooling
-    for prefix, pooling in PRESETS.items():
-        if encoder.startswith(prefix):
-            return pooling
+    if stated is not None:
+        if stated not in POOLINGS:
+            raise ValueError(f"{encoder} asks for pooling {stated!r}: known are {', '.join(POOLINGS)}")
+        return stated
     if model_type in ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "deit", "beit", "vit_msn"):
         return "cls"
     if model_type in ("resnet", "convnext", "convnextv2", "regnet"):

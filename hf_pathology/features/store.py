@@ -27,6 +27,9 @@ class SlideFeatures:
         features: float32 or float16 (N, D); rows of invalid tiles are NaN and must not be used.
         xy: int64 (N, 2), top-left corners in level-0 pixels.
         valid: bool (N,), False where a tile could not be read.
+        region: R, when each R * R consecutive tiles are one region, row by row; 1 when there are none.
+        slide_file: size and time of last change (nanoseconds) of the slide's file, by which it is known whether the
+            features are still those of the slide; None when unknown.
     """
 
     slide: str
@@ -40,6 +43,8 @@ class SlideFeatures:
     features: np.ndarray
     xy: np.ndarray
     valid: np.ndarray
+    region: int = 1
+    slide_file: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -61,6 +66,8 @@ class SlideFeatures:
             features=features,
             xy=grid.xy,
             valid=valid,
+            region=grid.region,
+            slide_file=None if grid.stored is None else (grid.stored.file_bytes, grid.stored.file_time),
         )
 
     def save(self, path: str | Path, dtype: str | None = None) -> None:
@@ -112,6 +119,7 @@ class SlideFeatures:
             raise UserError(f"{path} holds no slide features: make them with `hf-pathology embed`")
         try:
             values["extent"], values["slide_size"] = tuple(values["extent"]), tuple(values["slide_size"])
+            values["slide_file"] = values.get("slide_file") and tuple(values["slide_file"])
             bag = cls(**values, **arrays)
             if not len(bag.features) == len(bag.xy) == len(bag.valid):
                 raise TypeError("its arrays differ in length")

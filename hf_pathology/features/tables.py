@@ -31,6 +31,7 @@ PROVENANCE = {  # in every row, so that no way of saving or joining tables loses
     "mpp": Value("float64"),
     "extent": List(Value("float64"), length=2),
     "slide_size": List(Value("int64"), length=2),
+    "region": Value("int64"),
 }
 
 

@@ -131,6 +131,14 @@ def pretraining_section(records: Records) -> Section:
     return Section("Pretraining", text, figures)
 
 
+def timing_section(text: str, seconds: Mapping[str, float]) -> Section:
+    """Where the time of a long command went: its `seconds` by what they were spent on."""
+    total = sum(seconds.values()) or 1.0
+    rows = [[name, f"{spent:,.1f}", f"{spent / total:.0%}"] for name, spent in seconds.items()]
+    caption = "Added up over all threads and processes, which work at the same time."
+    return Section("Where the time went", text, tables=[Table(["Part", "Seconds", "Share"], rows, caption)])
+
+
 def provenance_section(commands: Sequence[str], versions: Mapping[str, str] | None = None) -> Section:
     """The commands that made the report, as typed, and the versions (those installed now when None)."""
     cells = [cell for pair in (versions or installed_versions()).items() for cell in pair]

@@ -169,7 +169,8 @@ class Slide:
     def layout(self) -> SlideLayout:
         """How the file is stored."""
         if self._layout is None:
-            self._layout = find_layout(self.path, self.handle)
+            with self._open_handle() as handle:  # one of its own, which may fail on damaged pixels
+                self._layout = find_layout(self.path, handle)
         return self._layout
 
     @property

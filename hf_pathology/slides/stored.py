@@ -27,6 +27,7 @@ from ..errors import SlideError
 DIRECT_VENDORS = ("aperio", "generic-tiff")  # whose levels are plain tiled TIFF, without overlaps or gaps
 MAX_STORED_EDGE = 4096  # pixels; a stored tile that claims more is left to OpenSlide
 MAX_STORED_BYTES = 64 << 20
+TRIED_TILES = 8  # of a level, until one is found that can be decoded
 WHITE = 255
 
 
@@ -356,22 +357,27 @@ def _number_at(file: int, place: int, dtype: str, index: int) -> int:
 
 
 def _equals_openslide(level: StoredLevel, file: int, handle: openslide.OpenSlide, number: int) -> bool:
-    """Whether the stored tile with the most bytes looks as OpenSlide reads it, and no tile of the level is missing.
+    """Whether a stored tile looks as OpenSlide reads it, and no tile of the level is missing.
 
-    Bit for bit, but for levels whose downsample is no whole number, between whose pixels OpenSlide interpolates.
+    Compared is the one with the most bytes that is not damaged, bit for bit, but for levels whose downsample is no whole
+    number, between whose pixels OpenSlide interpolates.
     """
     place, dtype = level.counts
     counts = np.frombuffer(os.pread(file, level.columns * level.rows * int(dtype[-1]), place), dtype)
     if len(counts) != level.columns * level.rows or counts.min() <= 2:
         return False
-    row, column = divmod(int(counts.argmax()), level.columns)
+    ours = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
+    for richest in np.argsort(counts)[::-1][:TRIED_TILES].tolist():
+        row, column = divmod(richest, level.columns)
+        if _decodes(level, file, column, row, ours, None):
+            break
+    else:
+        return False
     width = min(level.tile[0], level.size[0] - column * level.tile[0])
     height = min(level.tile[1], level.size[1] - row * level.tile[1])
     downsample = handle.level_downsamples[number]
-    place = round(column * level.tile[0] * downsample), round(row * level.tile[1] * downsample)
-    read = handle.read_region(place, number, (width, height))
-    ours = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
-    level.decode(file, column, row, ours)
+    corner = round(column * level.tile[0] * downsample), round(row * level.tile[1] * downsample)
+    read = handle.read_region(corner, number, (width, height))
     difference = np.abs(ours[:height, :width].astype(int) - np.asarray(read)[..., :3])
     return difference.max() == 0 if downsample == int(downsample) else difference.mean() < 8
 

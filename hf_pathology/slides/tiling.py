@@ -95,7 +95,9 @@ def saved_options(folder: str | Path) -> GridOptions | None:
         raise UserError(f"{path} cannot be read ({error}): tile again with `hf-pathology tile`") from error
 
 
-def options_of(tiles: str | Path | None, mpp: float | None, size: int | None, otherwise: GridOptions) -> GridOptions:
+def options_of(
+    tiles: str | Path | None, mpp: float | None, size: int | None, otherwise: GridOptions | None
+) -> GridOptions | None:
     """What the tiling folder `tiles` was made with, or `otherwise` when it is None or nobody has tiled into it.
 
     Raises UserError when `mpp` or `size` were asked for and are others.

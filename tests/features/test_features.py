@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from damage import spoil_tiles
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel
 
-from hf_pathology.errors import SlideError, UserError
+from hf_pathology.errors import UserError
 from hf_pathology.features.colour import MeanColour
-from hf_pathology.features.embed import check_resolution, embed
+from hf_pathology.features.embed import check_resolution, embed_cohort
 from hf_pathology.features.encoder import load_encoder
 from hf_pathology.features.pooling import pool, pooling_of
 from hf_pathology.features.store import SlideFeatures, features_path, load_cohort_features
 from hf_pathology.hub_upload.export import export_encoder
 from hf_pathology.slides.aperio import write_aperio
+from hf_pathology.slides.cohort import CohortSlide
 from hf_pathology.slides.grid import tile_grid
 from hf_pathology.slides.reader import Slide
 from hf_pathology.slides.tissue import Tissue
@@ -35,14 +35,18 @@ def slide(tmp_path_factory):
     return path
 
 
-def grid_of(path, size=32):
-    return tile_grid(Slide(path), Tissue(np.ones((8, 8), bool), (64.0, 64.0)), key=path.name, size=size, mpp=0.5)
+def embed(path, size, encoder, out):
+    """The features of a slide's tiles of `size` px, edge to edge at 0.5 mpp."""
+    tissue = Tissue(np.ones((8, 8), bool), (64.0, 64.0))
+    grid = tile_grid(Slide(path), tissue, key=path.name, size=size, mpp=0.5)
+    ((_, result),) = embed_cohort([(CohortSlide(path.name, path, "p"), grid)], encoder, out)
+    assert (result.tiles, result.unreadable, result.found) == (len(grid), 0, False)
+    return grid, SlideFeatures.load(features_path(out, path.name))
 
 
-def test_features_are_those_of_the_image_processor_and_the_model(release, slide):
-    grid, encoder = grid_of(slide), load_encoder(release)
-    bag = embed(grid, Slide(slide), encoder, batch_size=50)
-    tiles, _ = Slide(slide).read_tiles(grid.xy, 32, 0.5)
+def test_features_are_those_of_the_image_processor_and_the_model(release, slide, tmp_path):
+    grid, bag = embed(slide, 32, load_encoder(release), tmp_path)
+    tiles, _ = Slide(slide).read_tiles(grid.xy, 32, grid.extent)
     processor, model = ViTImageProcessor.from_pretrained(release), ViTModel.from_pretrained(release).eval()
     with torch.inference_mode():
         expected = model(**processor(list(tiles), return_tensors="pt")).pooler_output
@@ -50,32 +54,9 @@ def test_features_are_those_of_the_image_processor_and_the_model(release, slide)
     np.testing.assert_allclose(bag.features, expected.numpy(), atol=1e-5)
 
 
-def test_tiles_of_another_size_are_resized_to_the_encoders_input(release, slide):
-    bag = embed(grid_of(slide, 64), Slide(slide), load_encoder(release))
+def test_tiles_of_another_size_are_resized_to_the_encoders_input(release, slide, tmp_path):
+    _, bag = embed(slide, 64, load_encoder(release), tmp_path)
     assert bag.features.shape == (64, 32) and np.isfinite(bag.features).all()
-
-
-def test_a_tile_that_cannot_be_read_is_marked_and_has_no_features(release, tmp_path, slide):
-    path = tmp_path / "large.svs"
-    write_aperio(path, np.random.default_rng(0).integers(0, 255, (2048, 2048, 3)).astype(np.uint8), 0.5)
-    grid = grid_of(path)
-    grid = tile_grid(Slide(path), Tissue(np.ones((8, 8), bool), (256.0, 256.0)), key="l", size=128, mpp=0.5)
-    spoil_tiles(path, 0)
-    with pytest.raises(SlideError, match="large.svs has 4 of 256 tiles that cannot be read"):
-        embed(grid, Slide(path), load_encoder(release))
-    grid = tile_grid(Slide(path), Tissue(np.ones((8, 8), bool), (256.0, 256.0)), key="l", size=256, mpp=0.5, stride=24)
-    bag = embed(grid_without(grid, limit=2), Slide(path), load_encoder(release))
-    assert bag.valid.sum() == len(bag) - 2
-    assert np.isnan(bag.features[~bag.valid]).all() and np.isfinite(bag.features[bag.valid]).all()
-
-
-def grid_without(grid, limit):
-    """The grid with at most `limit` of the tiles that touch the first stored tile."""
-    from dataclasses import replace
-
-    touching = (grid.xy < 256).all(axis=1)
-    keep = ~touching | (np.cumsum(touching) <= limit)
-    return replace(grid, xy=grid.xy[keep], tissue_fraction=grid.tissue_fraction[keep])
 
 
 def test_another_resolution_is_refused_with_the_remedy(release):
@@ -126,7 +107,7 @@ def test_pooling_rules():
     with pytest.raises(ValueError, match="does not fit an output of shape"):
         pool(tokens, "gap")
     assert pooling_of("mean", "any", "vit") == "mean"
-    assert pooling_of(None, "owkin/phikon", "vit") == "cls"
+    assert pooling_of(None, "some/thing", "vit") == "cls"
     with pytest.raises(ValueError, match="does not say how to pool"):
         pooling_of(None, "some/thing", "unheard_of")
     with pytest.raises(ValueError, match="asks for pooling 'max'"):
