@@ -270,6 +270,46 @@ def test_after_a_kill_the_next_run_finds_what_is_finished_and_does_the_rest(tmp_
     assert all(np.isfinite(features_of(tmp_path / "out", slide).features).all() for slide, _ in pairs)
 
 
+@pytest.mark.slow
+def test_fifty_kills_leave_the_same_store_as_an_undisturbed_run(tmp_path):
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    slides.mkdir()
+    pairs = write_slides(slides, 40)
+    run(pairs, MeanColour(), tmp_path / "undisturbed")
+    rng, kills, finished = np.random.default_rng(0), 0, 0
+    while kills < 50:
+        process = start(slides, out)
+        process.stdout.readline()  # at work
+        time.sleep(rng.uniform(0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        files = list(out.glob("*.safetensors"))
+        if len(files) == len(pairs):  # all done: some of it again
+            finished += 1
+            for path in files[::3]:
+                path.unlink()
+    done, _ = start(slides, out).communicate(timeout=120)
+    assert len(done.split("\n")) == len(pairs) + 1
+    for slide, _ in pairs:
+        name = features_path(out, slide.key).name
+        assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_ctrl_c_leaves_no_claim_and_no_half_written_file(tmp_path):
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    slides.mkdir()
+    pairs = write_slides(slides, 12)
+    process = start(slides, out)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    left = [path.name for path in out.rglob("*") if path.is_file()]
+    assert 0 < len(left) < len(pairs) and all(name.endswith(".features.safetensors") for name in left)
+    assert all(not result.found or result.tiles == 64 for result in run(pairs, MeanColour(), out).values())
+
+
 def launch(words: list, **more) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     words = [sys.executable, "-m", *map(str, words)]
