@@ -33,7 +33,7 @@ from plain_ways import Work
 from slides import DIALECTS, slide_path
 
 
-BLOCK = 8  # by 8 neighbouring tiles are read together
+BLOCK = 10  # by 10 neighbouring tiles are read together, and are a batch
 PLAIN = "OpenSlide + Pillow"
 BARE = {1: "bare decoding", 2: "bare decoding, 2 threads"}
 PSNR_TILES = 256
@@ -115,7 +115,7 @@ def our_batches(work: Work, threads: int = 1, half_scale: bool = False) -> Itera
 
     with Slide(work.path, half_scale=half_scale) as slide:
         jobs = (TileJob(slide, block, (work.extent, work.extent)) for block in itertools.cycle(work.blocks))
-        for batch in read_batches(jobs, work.size, batch_size=plain_ways.BATCH, threads=threads):
+        for batch in read_batches(jobs, work.size, batch_size=BLOCK**2, threads=threads):
             yield int(batch.valid.sum())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from itertools import chain
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from .store import SlideFeatures, features_path
 from .timing import TimedSlide, Timing
 
 
-BLOCK_PIXELS = 2048  # edge of what is read together, in stored pixels
+BLOCK_PIXELS = 2560  # edge of what is read together, in stored pixels
 WAITING_TO_BE_WRITTEN = 2  # slides; further ones wait, so that memory does not fill when the disk is slow
 
 SlideGrid = tuple[CohortSlide, TileGrid]
@@ -103,13 +104,14 @@ class SlideOnItsWay:
         self.to_come = len(grid)
         self.timing = Timing()
 
-    def jobs(self, path: Path) -> Iterator[TileJob]:
+    def jobs(self, path: Path, batch_size: int) -> Iterator[TileJob]:
         """Its tiles in blocks of neighbours, read from `path`. Raises SlideError when that cannot be opened."""
         self.reader = TimedSlide(self.grid.open(path))
         opened, extent = self.reader.slide, self.grid.extent
         level = opened.level_for((extent[0] / self.grid.size, extent[1] / self.grid.size))
         step = max(edge / own for edge, own in zip(self.grid.stride, level.downsample))  # stored pixels
-        for rows in blocks_of(self.grid, max(1, round(BLOCK_PIXELS / step))):
+        edge = min(round(BLOCK_PIXELS / step), isqrt(batch_size))  # a block that is cut in two is decoded in part twice
+        for rows in blocks_of(self.grid, max(1, edge)):
             yield TileJob(self.reader, self.grid.xy[rows], extent, rows, self)
 
     def take(self, rows: np.ndarray, features: np.ndarray, valid: np.ndarray, timing: Timing) -> None:
@@ -217,7 +219,7 @@ class EmbeddingPass:
         claimed = self._claimed()
         for each, path in self._staged.ahead(claimed) if self._staged else claimed:
             try:
-                for job in each.jobs(path):
+                for job in each.jobs(path, self.options.batch_size):
                     if each not in self._on_their_way:  # it has failed by now
                         break
                     yield job

@@ -89,13 +89,14 @@ class StoredLevel:
         """Decodes a stored tile into `out`, contiguous uint8 (h, w, 3). Raises ValueError when it is damaged."""
         width, height = self.tile
         stream = self.stream(file, row * self.columns + column, checksums)
-        declared = simplejpeg.decode_jpeg_header(stream)[:2]
-        if declared != (height * self.shrink, width * self.shrink):
-            raise ValueError(f"stored tile {column}, {row} declares {declared[1]}x{declared[0]} pixels")
         if self.shrink == 1:
-            simplejpeg.decode_jpeg(stream, "RGB", buffer=out)
+            pixels = simplejpeg.decode_jpeg(stream, "RGB", buffer=out)  # refuses what is larger than `out`
         else:
-            simplejpeg.decode_jpeg(stream, "RGB", min_height=height, min_width=width, min_factor=1, buffer=out)
+            pixels = simplejpeg.decode_jpeg(
+                stream, "RGB", min_height=height, min_width=width, min_factor=1, buffer=out
+            )
+        if pixels.shape != out.shape:
+            raise ValueError(f"stored tile {column}, {row} declares {pixels.shape[1]}x{pixels.shape[0]} pixels")
 
 
 @dataclass(frozen=True)
