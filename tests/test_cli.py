@@ -8,13 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from transformers import ViTConfig, ViTModel
 
+from hf_pathology.features.store import SlideFeatures
 from hf_pathology.hub_upload.export import export_encoder
 from hf_pathology.slides.aperio import write_aperio
+from hf_pathology.slides.grid import TileGrid
 from hf_pathology.slides.synthetic import draw_slide
 
 
@@ -87,6 +90,20 @@ def test_a_slide_without_resolution_is_tiled_when_the_user_says_it(tmp_path):
     write_aperio(tmp_path / "mute.svs", draw_slide(8, "solid", 768)[0], None)
     finished = run("tile", tmp_path, "--out", tmp_path / "t", "--mpp", 1.0, "--size", 64, "--slide-mpp", 0.5)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_embed_takes_a_tiling_folder_as_it_was_made(encoder, tmp_path):
+    write_aperio(tmp_path / "slide.svs", draw_slide(8, "solid", 768)[0], 0.5)
+    words = ["--out", tmp_path / "tiles", "--mpp", 1.0, "--size", 32, "--min-tissue", 0.1, "--tissue", "clam-biopsy"]
+    assert run("tile", tmp_path / "slide.svs", *words).returncode == 0
+    grid = TileGrid.load(tmp_path / "tiles" / "grids" / "slide.svs.safetensors")
+    words = ["--encoder", encoder, "--out", tmp_path / "features", "--tiles", tmp_path / "tiles"]
+    finished = run("embed", tmp_path / "slide.svs", *words)
+    assert finished.returncode == 0, finished.stderr
+    bag = SlideFeatures.load(tmp_path / "features" / "slide.svs.features.safetensors")
+    assert np.array_equal(bag.xy, grid.xy) and (grid.tissue_fraction < 0.5).any()
+    refused = run("embed", tmp_path / "slide.svs", *words, "--size", 64)
+    assert refused.returncode == 1 and "holds tiles of 32 px at 1.0 mpp" in refused.stderr
 
 
 def test_embed_estimates_embeds_and_finds_what_is_done(slides, encoder, features, tmp_path):

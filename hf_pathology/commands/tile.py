@@ -1,7 +1,9 @@
 """`hf-pathology tile`: tissue and grid of every slide, with pictures of both."""
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import SlideError
 from ..progress import ProgressBar
@@ -16,6 +18,9 @@ from ..slides.tiling import GridOptions, save_options, tile_cohort
 from ..slides.tissue import Tissue
 from .cohort import chosen_slides
 
+
+if TYPE_CHECKING:
+    from ..features.segmenter import Segmenter
 
 SECONDS_PER_SLIDE = 1.0  # rule of thumb for `--dry-run`: opening, overview, tissue and pictures of a usual slide
 
@@ -37,6 +42,8 @@ def tile(
         print(f"{len(chosen)} slides, about {len(chosen) * SECONDS_PER_SLIDE / 60:.0f} min; nothing was written")
         return record.exit_code
     save_options(out, options)
+    if options.tissue not in TISSUE_METHODS:
+        segmenter_of(options.tissue)  # fails before any slide is touched
     grids = tile_slides(chosen, out, options, record)
     record.save(out / "report.json")
     sections = [
@@ -72,4 +79,14 @@ def find_tissue_by(slide: Slide, method: str) -> Tissue:
         return tissue_by(slide, method)
     from ..features.segmenter import find_tissue_by_model  # torch and transformers, which tiling can do without
 
-    return find_tissue_by_model(slide, method)
+    return find_tissue_by_model(slide, segmenter_of(method))
+
+
+@cache
+def segmenter_of(method: str) -> "Segmenter":
+    """The model that finds tissue, loaded once."""
+    from accelerate import PartialState
+
+    from ..features.segmenter import load_segmenter
+
+    return load_segmenter(method, device=PartialState().device)

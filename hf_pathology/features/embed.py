@@ -110,7 +110,9 @@ class SlideOnItsWay:
         opened, extent = self.reader.slide, self.grid.extent
         level = opened.level_for((extent[0] / self.grid.size, extent[1] / self.grid.size))
         step = max(edge / own for edge, own in zip(self.grid.stride, level.downsample))  # stored pixels
-        edge = min(round(BLOCK_PIXELS / step), isqrt(batch_size))  # a block that is cut in two is decoded in part twice
+        edge = min(
+            round(BLOCK_PIXELS / step), isqrt(batch_size)
+        )  # a block that is cut in two is decoded in part twice
         for rows in blocks_of(self.grid, max(1, edge)):
             yield TileJob(self.reader, self.grid.xy[rows], extent, rows, self)
 

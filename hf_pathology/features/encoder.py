@@ -129,7 +129,7 @@ def load_encoder(
 
 
 def ask_for_access(name: str) -> bool:
-    """Whether the Hub can be asked for the encoder; False when only this machine can have it.
+    """Whether the Hub can be asked for the model; False when only this machine can have it.
 
     Raises UserError when the Hub does not know it, or does not give it to this user.
     """
@@ -143,7 +143,7 @@ def ask_for_access(name: str) -> bool:
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{name} cannot be loaded as an encoder: the Hub has no such model, or it is private; "
+            f"{name} cannot be loaded: the Hub has no such model, or it is private; "
             "check the id, or log in with `hf auth login`"
         ) from error
     except HfHubHTTPError:  # a mirror that does not know the question; loading will tell

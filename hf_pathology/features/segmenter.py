@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..slides.grid import tissue_fraction
 from ..slides.reader import Slide
 from ..slides.tissue import SATURATION_RANGE, Tissue, stain_saturation
-from .encoder import input_size
+from .encoder import ask_for_access, input_size
 
 
 MASK_UM = 8.0  # of a mask pixel, or finer
@@ -91,7 +91,7 @@ class Segmenter:
 
 def find_tissue_by_model(
     slide: Slide,
-    name: str | Path,
+    name: "str | Path | Segmenter",
     *,
     mpp: float | None = None,
     classes: Sequence[str] | None = None,
@@ -99,7 +99,7 @@ def find_tissue_by_model(
     device: str | torch.device = "cpu",
     batch_size: int = 8,
 ) -> Tissue:
-    """The tissue of `slide` as the model `name`, a Hub id or a directory, finds it, on pixels of 8 um or the next finer.
+    """The tissue of `slide` as the model `name`, a Hub id, a directory or one that is loaded, finds it, on pixels of 8 um or the next finer.
 
     A pixel is tissue when its labels that are tissue are together more probable than not. Each window gives its middle
     three quarters; what lies outside the slide is white.
@@ -111,13 +111,13 @@ def find_tissue_by_model(
 
     Raises UserError for what `load_segmenter` does, SlideError when the slide cannot be read.
     """
-    segmenter = load_segmenter(name, mpp=mpp, classes=classes, device=device)
+    segmenter = name if isinstance(name, Segmenter) else load_segmenter(name, mpp=mpp, classes=classes, device=device)
     pixel = max(1, int(MASK_UM / segmenter.mpp + 1e-6))  # edge of a mask pixel in the model's pixels
     margin = max(1, round(MARGIN * segmenter.size / pixel))
     inner = segmenter.size // pixel - 2 * margin  # mask pixels that a window gives, along an edge
     if inner < 1:
         raise UserError(
-            f"{name} sees windows of {segmenter.size} px at {segmenter.mpp} mpp: too small to find tissue with"
+            f"the model sees windows of {segmenter.size} px at {segmenter.mpp} mpp: too small to find tissue with"
         )
     extent = slide.extent(pixel, segmenter.mpp)
     width, height = (int(np.ceil(edge / own - 1e-6)) for edge, own in zip(slide.dimensions, extent))
@@ -149,9 +149,10 @@ def load_segmenter(
     Raises UserError when it cannot be loaded or lacks weights, when nothing says its resolution, when `mpp` contradicts
     the processor, and when its labels do not tell tissue from the rest.
     """
+    only_here = {"local_files_only": not ask_for_access(str(name))}
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        model, loading = AutoModelForSemanticSegmentation.from_pretrained(name, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(name, **only_here)
+        model, loading = AutoModelForSemanticSegmentation.from_pretrained(name, output_loading_info=True, **only_here)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

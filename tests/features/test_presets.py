@@ -173,7 +173,7 @@ def hub(monkeypatch):
     ("name", "message"),
     [
         ("org/gated", r"^org/gated is gated: ask for access at https://huggingface.co/org/gated, and log in"),
-        ("org/unknown", r"^org/unknown cannot be loaded as an encoder: the Hub has no such model, or it is private"),
+        ("org/unknown", r"^org/unknown cannot be loaded: the Hub has no such model, or it is private"),
     ],
 )
 def test_access_is_refused_in_one_line_with_the_remedy(hub, name, message):

@@ -5,11 +5,14 @@ import pytest
 import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
+from hf_pathology.commands.tile import find_tissue_by
 from hf_pathology.errors import UserError
 from hf_pathology.features.segmenter import find_tissue_by_model, load_segmenter, tissue_labels
 from hf_pathology.slides.aperio import write_aperio
+from hf_pathology.slides.cohort import find_slides
 from hf_pathology.slides.reader import Slide
 from hf_pathology.slides.synthetic import draw_slide
+from hf_pathology.slides.tiling import GridOptions, mask_path, tile_cohort
 from hf_pathology.slides.tissue import Tissue, intersection_over_union
 
 
@@ -136,3 +139,14 @@ def test_what_is_no_segmentation_model_is_refused_by_name(tmp_path):
     SegformerForSemanticSegmentation(config_of(LABELS)).segformer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="lacks the weights"):
         load_segmenter(tmp_path)
+
+
+def test_tiling_takes_a_model_by_its_name(tmp_path, release):
+    path = tmp_path / "slides" / "slide.svs"
+    path.parent.mkdir()
+    write_aperio(path, draw_slide(7, "solid", 768)[0], 0.5)
+    options = GridOptions(mpp=0.5, tile_size=64, tissue=str(release))
+    ((_, grid),) = tile_cohort(find_slides(path.parent), tmp_path / "out", options, find_tissue_by)
+    expected = find_tissue_by_model(Slide(path), release)
+    assert np.array_equal(Tissue.load(mask_path(tmp_path / "out", "slide.svs")).mask, expected.mask)
+    assert len(grid) and (grid.tissue_fraction >= 0.5).all()
