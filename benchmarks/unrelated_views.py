@@ -23,11 +23,10 @@ from hf_pathology.features.bags import read_labelled_bags
 from hf_pathology.features.encoder import load_encoder
 from hf_pathology.hub_upload.export import export_encoder
 from hf_pathology.recipes.pretrain_ibot import ModelOptions, build_model
-from hf_pathology.recipes.slide_data import SlideData, load_slides
+from hf_pathology.recipes.slide_data import SlideData, load_tiles
 from hf_pathology.recipes.train_mil import HeadTraining, cross_validate
 from hf_pathology.record import RunRecord
 from hf_pathology.slides.tiling import GridOptions
-from hf_pathology.tiles.blocks import SlideBlocks
 from hf_pathology.tiles.filters import FilterOptions
 from hf_pathology.tiles.loader import TileLoader
 from hf_pathology.tiles.photometric import Photometric
@@ -41,12 +40,12 @@ def main(demo: Path) -> None:
     config = str(files("hf_pathology.recipes") / "configs" / CONFIG)
     argv = ["--config", config, "--slides", str(demo / "slides"), "--out", str(demo / "control")]
     argv += ["--cohort", str(demo / "slides" / "cohort.csv"), "--grids", str(demo / "tiles")]
-    data, grid, views, numbers, training = parse_config(
+    data, grid, filters, views, numbers, training = parse_config(
         SlideData, GridOptions, FilterOptions, ViewOptions, ModelOptions, TrainingOptions, argv=argv
     )
     numbers = replace(numbers, patch_loss_weight=0.0)
     accelerator = Accelerator(cpu=True)
-    cohort = load_slides(data, grid, accelerator)
+    cohort = load_tiles(data, grid, filters, accelerator)
     print("| views | AUC of unseen cases | teacher entropy | uniform entropy | feature std | view agreement |")
     print("|---|---|---|---|---|---|")
     for shift in (0, 1):
@@ -55,7 +54,7 @@ def main(demo: Path) -> None:
         model = build_model(numbers, views.global_size)
         make_views = MultiCrop(views, numbers.patch_size, training.seed)
         loader = TileLoader(
-            SlideBlocks(cohort.grids, cohort.paths, data.block),
+            cohort.source,
             make_views,
             batch_size=training.batch_size,
             window=data.window,
@@ -76,7 +75,9 @@ def main(demo: Path) -> None:
         )
         release = {"tile_size": views.global_size, "mpp": grid.mpp, "mean": views.mean, "std": views.std}
         encoder = load_encoder(export_encoder(loop.run().encoder, out / "encoder", **release))
-        embed_slides(list(zip(cohort.slides, cohort.grids)), encoder, out / "features", RunRecord("control", {}))
+        embed_slides(
+            list(zip(cohort.slides, cohort.source.grids)), encoder, out / "features", RunRecord("control", {})
+        )
         bags = read_labelled_bags(out / "features", data.cohort)
         found = cross_validate(bags.bags, bags.labels, bags.cases, training=HeadTraining(max_tiles=200))
         panel = [record for record in read_log(out / "log.jsonl") if "teacher_entropy" in record][-1]

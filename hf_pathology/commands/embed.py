@@ -217,7 +217,7 @@ def how_long(total: int, pairs: Sequence[SlideGrid], encoder: Encoder, options: 
     minutes = total / len(corners) * max(read, forward) / 60  # reading goes on beside the encoder
     return (
         f"{minutes:.1f} min for one process, limited by {'reading' if read > forward else 'the encoder'} "
-        f"({len(corners) / read:,.0f} tiles/s read by {options.threads} threads, {len(corners) / forward:,.0f} encoded)"
+        f"({len(corners) / read:,.0f} tiles/s read by {options.threads} thread{'s' * (options.threads > 1)}, {len(corners) / forward:,.0f} encoded)"
     )
 
 

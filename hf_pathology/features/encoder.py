@@ -10,10 +10,12 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -136,7 +138,12 @@ def ask_for_access(name: str) -> bool:
     if Path(name).is_dir():
         return False
     try:
+        validate_repo_id(name)
         HfApi().auth_check(name)
+    except HFValidationError as error:
+        raise UserError(
+            f"{name} cannot be loaded: it is no directory, and cannot be the id of a Hub repository"
+        ) from error
     except GatedRepoError as error:
         raise UserError(
             f"{name} is gated: ask for access at https://huggingface.co/{name}, and log in with `hf auth login`"

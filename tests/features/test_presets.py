@@ -212,3 +212,8 @@ def test_an_encoder_in_the_cache_is_used_offline(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == [commit, "1.0", "cls"], done.stderr
+
+
+def test_a_path_that_does_not_exist_is_no_hub_id_and_is_not_looked_for_there(tmp_path):
+    with pytest.raises(UserError, match="nowhere cannot be loaded: it is no directory, and cannot be the id"):
+        load_encoder(tmp_path / "run" / "nowhere")
