@@ -46,7 +46,7 @@ def verified(grid: TileGrid, slide: Slide) -> TileGrid:
     How many were left out is in its `quality`. Raises SlideError when that is more than 1 %. The grid of a slide that is not
     stored as JPEG tiles comes back as it is, but for a note that nothing was compared.
     """
-    level = slide.level_for((grid.extent[0] / grid.size, grid.extent[1] / grid.size))
+    level = slide.as_stored(slide.level_for((grid.extent[0] / grid.size, grid.extent[1] / grid.size)))
     found = None if level.stored is None else look_at(slide, level, stored_tiles_under(level, grid.xy, grid.extent))
     if found is None:
         return replace(grid, quality={**grid.quality, "verified": "not possible"})

@@ -224,6 +224,10 @@ class Slide:
         as_coarse = [level for level in usable if max(level.downsample) * LEVEL_ROUNDING >= coarsest]
         return max(as_coarse, key=lambda level: level.number)  # of which fewest stored tiles have to be decoded
 
+    def as_stored(self, level: Level) -> Level:
+        """The level that `level` is decoded from, at its full size."""
+        return next(each for each in self._levels if each.number == level.number)
+
     def next_level(self, level: Level) -> Level | None:
         """The level of the file that is next coarser than `level`, or None."""
         return next((each for each in self._levels if each.number == level.number + 1), None)

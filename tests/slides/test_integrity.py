@@ -113,10 +113,16 @@ def test_a_slide_of_one_level_is_only_decoded(tmp_path):
     assert verified(grid_of(path), Slide(path)).quality["verified"].startswith("decoded only")
 
 
-def test_tiling_verifies_when_asked_to(slide_path, tmp_path):
+@pytest.mark.parametrize(
+    "how", [{"mpp": 0.5}, {"mpp": 1.0, "half_scale": True}, {"mpp": 1.0}, {"mpp": 0.5, "region": 2}]
+)
+def test_tiling_verifies_when_asked_to(slide_path, tmp_path, how):
     slides = find_slides(slide_path)
-    options = GridOptions(mpp=0.5, tile_size=128, verify=True)
+    options = GridOptions(tile_size=128, verify=True, **how)
     ((_, grid),) = tile_cohort(slides, tmp_path, options)
     assert grid.checksums is not None and grid.quality["verified"] == "against a coarser level"
     ((_, again),) = tile_cohort(slides, tmp_path, options)
     assert np.array_equal(again.checksums.numbers, grid.checksums.numbers)
+    assert grid.quality["suspect_tiles"] == 0
+    _, valid = grid.open(slide_path).read_tiles(grid.xy, 128, grid.extent)
+    assert valid.all()
