@@ -33,7 +33,7 @@ from hf_pathology.slides.tissue import Tissue
 
 # A process that embeds the slides of a folder by their mean colours, a batch in 40 ms, and prints each slide.
 PROCESS = """
-import json, sys, time
+import json, signal, sys, time
 from hf_pathology.features.colour import MeanColour
 from hf_pathology.features.embed import embed_cohort
 from hf_pathology.features.resume import EmbedOptions
@@ -45,6 +45,7 @@ class Slow(MeanColour):
         time.sleep(0.04)
         return super().__call__(tiles)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which who started the tests may ignore
 slides, out = sys.argv[1:]
 pairs = [(slide, TileGrid.load(f"{slide.path}.grid")) for slide in find_slides(slides)]
 for slide, result in embed_cohort(pairs, Slow(), out, EmbedOptions(batch_size=16)):
