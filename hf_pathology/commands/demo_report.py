@@ -24,7 +24,7 @@ WHAT_THE_GAIN_SHOWS = (
     "The gain over the untrained encoder says that pretraining made the classes easier to read. It does not by itself say "
     "that the encoder learned what tissue looks like: on the drawn slides of the demo, views whose colour is changed teach "
     "an encoder to ignore stain, which is what hides the classes from an untrained one, and a control trained on views of "
-    "unrelated tiles gains as much (docs/benchmarks.md)."
+    "unrelated tiles gains about as much (docs/benchmarks.md)."
 )
 
 
