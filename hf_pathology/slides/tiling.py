@@ -73,6 +73,10 @@ class GridOptions:
         for name in ("min_tissue", "min_class", "mpp_tolerance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it is a share, between 0 and 1")
+        for name in ("masks", "annotations"):
+            folder = getattr(self, name)
+            if folder is not None and not Path(folder).is_dir():
+                raise UserError(f"{name} is {folder}: it must be a folder of GeoJSON files")
         if self.classes and not self.annotations:
             raise UserError(
                 "classes are chosen, but no annotations: pass the folder of GeoJSON files as --annotations"
@@ -177,7 +181,7 @@ def tile_slide(slide: CohortSlide, folder: str | Path, options: GridOptions, fin
     with Slide(slide.path, slide.mpp, icc=options.icc, half_scale=options.half_scale) as opened:
         opened.mpp  # refuses a slide without resolution before any work is done  # noqa: B018
         outline = find_outline(options.masks, slide.key)
-        tissue = find(opened, options.tissue) if outline is None else read_geojson(outline, opened.dimensions)
+        tissue = find(opened, options.tissue) if outline is None else _outlined(outline, opened)
         overview, extent = opened.overview(OVERVIEW_EDGE)
         grid = tile_grid(
             opened,
@@ -227,6 +231,14 @@ def _all_that_decides(slide: str, options: GridOptions) -> dict[str, Any]:
     return {**asdict(options), "outlines": stamps}
 
 
+def _outlined(outline: Path, slide: Slide) -> Tissue:
+    """The tissue that somebody outlined. Raises SlideError when the file is damaged: the other slides are not concerned."""
+    try:
+        return read_geojson(outline, slide.dimensions)
+    except UserError as error:
+        raise SlideError(str(error)) from error
+
+
 def _annotated(grid: TileGrid, options: GridOptions) -> TileGrid:
     """The grid with its classes, and with only the tiles (regions) of the chosen ones."""
     if options.annotations is None:
@@ -234,7 +246,10 @@ def _annotated(grid: TileGrid, options: GridOptions) -> TileGrid:
     path = find_outline(options.annotations, grid.slide)
     if path is None:
         raise SlideError(f"{grid.slide} has no annotations: {options.annotations} holds no {grid.slide}.geojson")
-    found = read_annotations(path)
+    try:
+        found = read_annotations(path)
+    except UserError as error:
+        raise SlideError(str(error)) from error  # of this slide alone
     classes = tuple(options.classes or sorted(found))
     shares = class_fractions(found, classes, grid.slide_size, grid.xy, grid.extent)  # (N, C)
     grid = replace(grid, classes=classes, class_fraction=shares)

@@ -76,7 +76,7 @@ def test_mask_and_picture_lie_beside_the_grid(slides, tmp_path):
 
 def test_a_tiling_folder_knows_what_it_was_made_with(tmp_path):
     assert saved_options(tmp_path) is None
-    options = GridOptions(mpp=0.5, tile_size=64, tissue="clam", classes=["a"], annotations="somewhere", region=2)
+    options = GridOptions(mpp=0.5, tile_size=64, tissue="clam", classes=["a"], annotations=str(tmp_path), region=2)
     save_options(tmp_path, options)
     assert saved_options(tmp_path) == options
     (tmp_path / "tiling.json").write_text("{}")
@@ -116,3 +116,15 @@ def test_only_tiles_of_the_chosen_classes_are_kept_and_their_shares_recorded(sli
     assert grid.class_fraction == pytest.approx(np.ones((len(grid), 1)), abs=0.01)
     options.classes = ["necrosis"]
     assert "has no tile of necrosis" in str(tiled(good, tmp_path / "tiles", options))
+
+
+def test_a_damaged_outline_fails_its_slide_alone_and_a_missing_folder_is_refused(slides, tmp_path):
+    good = next(slide for slide in slides if slide.key == "good.svs")
+    for name in ("masks", "annotations"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "good.svs.geojson").write_text("no JSON")
+        options = GridOptions(mpp=1.0, tile_size=64, **{name: str(tmp_path / name)})
+        result = tiled(good, tmp_path / "tiles", options)
+        assert isinstance(result, SlideError) and "good.svs.geojson cannot be read as GeoJSON" in str(result)
+        with pytest.raises(UserError, match=f"{name} is nowhere: it must be a folder of GeoJSON files"):
+            GridOptions(mpp=1.0, tile_size=64, **{name: "nowhere"})
