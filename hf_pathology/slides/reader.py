@@ -1,7 +1,7 @@
 """Reads pixels of a whole-slide image at a physical resolution: positions in level-0 pixels, sizes in output pixels.
 
 What is cut from a slide is always a whole number of stored pixels, so that nothing is interpolated where nothing has to
-be; where sizes differ, `stored.resample` averages over areas. A level of JPEG tiles is decoded directly, every other by
+be; where sizes differ, `cutting.resample` averages over areas. A level of JPEG tiles is decoded directly, every other by
 OpenSlide, with the same pixels.
 """
 
@@ -16,16 +16,8 @@ import openslide
 from PIL import Image, ImageCms
 
 from ..errors import SlideError
-from .stored import (
-    WHITE,
-    Checksums,
-    SlideLayout,
-    StoredLevel,
-    cut_tiles,
-    find_layout,
-    resample,
-    unreadable,
-)
+from .cutting import WHITE, cut_tiles, resample
+from .stored import Checksums, SlideLayout, StoredLevel, find_layout
 
 
 SUFFIXES = frozenset(
@@ -263,7 +255,7 @@ class Slide:
         extent = self.extent(size[0], mpp)[0], self.extent(size[1], mpp)[1]
         out = np.empty((1, size[1], size[0], 3), np.uint8)
         if not self._cut(np.asarray([xy], float), size, extent, out).all():
-            raise unreadable(self.path, (round(xy[0]), round(xy[1])), 0)
+            raise _unreadable(self.path, (round(xy[0]), round(xy[1])), 0)
         return out[0]
 
     def read_tiles(
@@ -421,3 +413,8 @@ def _multiple_of_size(wanted: float, size: int, stored: int) -> int:
 
 def _nearest(wanted: float, size: int, stored: int) -> int:
     return max(1, round(wanted))
+
+
+def _unreadable(path: Path, place: tuple[int, int], level: int) -> SlideError:
+    """The error of a slide whose pixels at `place` (level-0 pixels) cannot be decoded."""
+    return SlideError(f"{path} cannot be read at {place}, level {level}: its stored pixels are damaged; get it again")

@@ -12,8 +12,9 @@ from slides import DIALECTS, write_slide
 
 from hf_pathology.errors import SlideError
 from hf_pathology.slides.aperio import write_aperio
+from hf_pathology.slides.cutting import resample
 from hf_pathology.slides.reader import Slide
-from hf_pathology.slides.stored import SlideLayout, resample
+from hf_pathology.slides.stored import SlideLayout
 from hf_pathology.slides.synthetic import draw_slide
 
 
