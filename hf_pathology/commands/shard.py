@@ -17,7 +17,7 @@ from ..tiles.blocks import count_blocks
 from ..tiles.jpeg_tiles import jpeg_tiles
 from ..tiles.shard_formats import GROUP_TILES
 from ..tiles.shard_manifest import Manifest
-from ..tiles.write_shards import BLOCK, write_shards
+from ..tiles.write_shards import BLOCK, check_format, write_shards
 from .cohort import chosen_slides
 from .tile import tile_slides
 
@@ -41,6 +41,7 @@ def shard(
 ) -> int:
     """Writes the shards of the slides' tiles into `out`; returns the exit code."""
     how = {"format": format, "quality": quality, "seed": seed, "keep_order": keep_order, "verify": verify}
+    check_format(format, quality)
     options = options_of(tiles, options.mpp, options.tile_size, options)
     record = RunRecord("shard", {"slides": slides, "mpp": options.mpp, "size": options.tile_size, **how})
     chosen = chosen_slides(slides, cohort, slide_mpp, limit, record)

@@ -34,6 +34,14 @@ BLOCK = 2  # edge, in tiles, of what is read together: small, so that a row grou
 FOLDER = "data"  # where the shards lie in the folder of a dataset
 
 
+def check_format(format: str, quality: int) -> None:
+    """Raises UserError for a format or a JPEG quality that does not exist."""
+    if format not in FORMATS:
+        raise UserError(f"format is {format}: it must be {' or '.join(FORMATS)}")
+    if not 1 <= quality <= 100:
+        raise UserError(f"quality is {quality}: it must be between 1 and 100")
+
+
 def write_shards(
     pairs: Iterable[tuple[CohortSlide, TileGrid]],
     out: str | Path,
@@ -64,10 +72,7 @@ def write_shards(
     holds other shards, or another process is writing to it, and SlideError when a slide cannot be opened or has changed.
     """
     require_at_least(1, shard_bytes=shard_bytes, threads=threads)
-    if format not in FORMATS:
-        raise UserError(f"format is {format}: it must be {' or '.join(FORMATS)}")
-    if not 1 <= quality <= 100:
-        raise UserError(f"quality is {quality}: it must be between 1 and 100")
+    check_format(format, quality)
     cohort, out = CohortBlocks(list(pairs), quality, verify), Path(out)
     order = np.arange(len(cohort)) if keep_order else BlockOrder(len(cohort), None, seed).of_epoch(0)
     asked = {"format": format, "size": cohort.size, "quality": quality, "shard_bytes": shard_bytes, "seed": seed}
