@@ -6,13 +6,36 @@ Importing the folder makes transformers' Auto classes know our model types.
 from transformers import AutoConfig, AutoModel
 
 from .configuration_abmil import AbmilConfig
+from .configuration_dino import DinoConfig
+from .configuration_dinov2 import Dinov2PreTrainingConfig
 from .configuration_ibot import IbotConfig
+from .configuration_mae import MaeConfig
 from .modeling_abmil import AbmilForSlideClassification
+from .modeling_dino import DinoForPreTraining
+from .modeling_dinov2 import Dinov2ForPreTraining
 from .modeling_ibot import IbotForPreTraining
+from .modeling_mae import MaeForPreTraining
 
 
-for _config, _model in ((AbmilConfig, AbmilForSlideClassification), (IbotConfig, IbotForPreTraining)):
+for _config, _model in (
+    (AbmilConfig, AbmilForSlideClassification),
+    (DinoConfig, DinoForPreTraining),
+    (Dinov2PreTrainingConfig, Dinov2ForPreTraining),
+    (IbotConfig, IbotForPreTraining),
+    (MaeConfig, MaeForPreTraining),
+):
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
 
-__all__ = ["AbmilConfig", "AbmilForSlideClassification", "IbotConfig", "IbotForPreTraining"]
+__all__ = [
+    "AbmilConfig",
+    "AbmilForSlideClassification",
+    "DinoConfig",
+    "DinoForPreTraining",
+    "Dinov2ForPreTraining",
+    "Dinov2PreTrainingConfig",
+    "IbotConfig",
+    "IbotForPreTraining",
+    "MaeConfig",
+    "MaeForPreTraining",
+]

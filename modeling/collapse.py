@@ -8,6 +8,15 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probabilities).sum(dim=-1).mean()
 
 
+def prototype_usage(probabilities: torch.Tensor) -> torch.Tensor:
+    """The share of different prototypes among those that distributions (..., K) favour, of as many as there could be.
+
+    1 when every view has a favourite of its own (or every prototype is one's favourite), near 0 when all have the same.
+    """
+    favourites = probabilities.flatten(0, -2).argmax(dim=-1)  # (N,)
+    return torch.tensor(len(favourites.unique()) / min(len(favourites), probabilities.shape[-1]))
+
+
 def feature_std(features: torch.Tensor) -> torch.Tensor:
     """Mean standard deviation of the dimensions of `features` (N, D) on the unit sphere, times sqrt(D).
 

@@ -2,14 +2,17 @@
 
 from typing import Any
 
-from transformers import PretrainedConfig, ViTConfig
+from transformers import AutoConfig, PretrainedConfig
+
+from .trunk import trunk_config
 
 
 class IbotConfig(PretrainedConfig):
     """What iBOT is made of; the defaults are the published ViT-B/16 recipe with one head for class and patch tokens.
 
     Args:
-        encoder_config: the trunk, a `ViTConfig` or a dict of its fields.
+        encoder_config: the trunk, a configuration of transformers that can hide patches (`vit`, `dinov2`, ...), or a dict of
+            its fields (a ViT's by default).
         out_dim: number of prototypes of the class token (and of the patches when they share the head).
         patch_out_dim: number of prototypes of the patches when they have their own, None when the head is shared.
         head_hidden_dim, head_bottleneck_dim, head_layers, head_norm, unit_norm: see `ProjectionHead`.
@@ -25,10 +28,11 @@ class IbotConfig(PretrainedConfig):
     """
 
     model_type = "ibot"
+    sub_configs = {"encoder_config": AutoConfig}
 
     def __init__(
         self,
-        encoder_config: ViTConfig | dict[str, Any] | None = None,
+        encoder_config: PretrainedConfig | dict[str, Any] | None = None,
         out_dim: int = 8192,
         patch_out_dim: int | None = None,
         head_hidden_dim: int = 2048,
@@ -51,8 +55,7 @@ class IbotConfig(PretrainedConfig):
         freeze_last_layer_steps: int = 0,
         **kwargs,
     ):
-        fields = encoder_config.to_dict() if isinstance(encoder_config, PretrainedConfig) else (encoder_config or {})
-        self.encoder_config = ViTConfig(**{"layer_norm_eps": 1e-6, **fields})
+        self.encoder_config = trunk_config(encoder_config)
         self.out_dim = out_dim
         self.patch_out_dim = patch_out_dim
         self.head_hidden_dim = head_hidden_dim
@@ -74,5 +77,3 @@ class IbotConfig(PretrainedConfig):
         self.patch_loss_weight = patch_loss_weight
         self.freeze_last_layer_steps = freeze_last_layer_steps
         super().__init__(**kwargs)
-
-    sub_configs = {"encoder_config": ViTConfig}

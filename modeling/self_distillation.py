@@ -60,29 +60,27 @@ class RunningCenter(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(shape))
-        self._sum: torch.Tensor | None = None  # (K,), of the mean scores seen since the last step
-        self._count = 0
+        self._seen: torch.Tensor | None = None  # (K + 1,), sum and number of the scores seen since the last step
 
-    def add(self, mean_scores: torch.Tensor) -> None:
-        """Takes note of the mean scores (K,) of one micro-batch."""
-        mean_scores = mean_scores.detach().float()
-        self._sum = mean_scores if self._sum is None else self._sum + mean_scores
-        self._count += 1
+    def add(self, sum_of_scores: torch.Tensor, count: int) -> None:
+        """Takes note of the sum (K,) of `count` rows of scores of one micro-batch."""
+        seen = torch.cat([sum_of_scores.detach().float(), sum_of_scores.new_tensor([count], dtype=torch.float32)])
+        self._seen = seen if self._seen is None else self._seen + seen
 
     def step(self) -> None:
         """Moves the centre towards the mean over what was added, on all ranks, and forgets it."""
-        if self._sum is None:
+        if self._seen is None:
             return
-        mean = self._sum / self._count
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(mean)
-            mean /= dist.get_world_size()
-        self.value.mul_(self.momentum).add_(mean.view_as(self.value), alpha=1 - self.momentum)
+            dist.all_reduce(self._seen)
+        mean = self._seen[:-1] / self._seen[-1].clamp(min=1)
+        momentum = torch.where(self._seen[-1] > 0, self.momentum, 1.0)  # nothing seen, nothing moved
+        self.value.mul_(momentum).add_(mean.view_as(self.value) * (1 - momentum))
         self.discard()
 
     def discard(self) -> None:
         """Forgets what was added."""
-        self._sum, self._count = None, 0
+        self._seen = None
 
 
 @torch.no_grad()

@@ -212,7 +212,7 @@ def test_loss_centre_and_gradients_follow_dino_over_four_calls(case):
         probabilities = teacher_probabilities(teacher, center.value, torch.tensor(temperatures[epoch]))
         loss = view_loss(student.view(arguments["ncrops"], batch, -1), probabilities.view(2, batch, -1), 0.1)
         loss.backward()
-        center.add(teacher.mean(dim=0))
+        center.add(teacher.sum(dim=0), len(teacher))
         center.step()
         assert_close(loss.detach(), case.output["loss"][call], **LOSS)
         assert_close(student.grad, case.output[f"grad_student_{call}"], atol=1e-6, rtol=0)
@@ -252,8 +252,8 @@ class IbotCall:
         hidden = case.input[f"mask_{call}"].flatten(0, 1).flatten(1)  # (V * B, patches)
         teacher_patches = teacher_probabilities(teacher_patch[hidden], patch_center.value[0], patch_temperature)
         self.patch_loss = hidden_patch_loss(self.students["student_patch"][hidden], teacher_patches, hidden, 0.1)
-        center.add(teacher_cls.mean(dim=0))
-        patch_center.add(teacher_patch.mean(dim=(0, 1)))
+        center.add(teacher_cls.sum(dim=0), len(teacher_cls))
+        patch_center.add(teacher_patch.sum(dim=(0, 1)), teacher_patch[..., 0].numel())
 
     def cls_loss(self, *students: str) -> torch.Tensor:
         scores = torch.cat([self.students[name] for name in students])
