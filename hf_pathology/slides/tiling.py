@@ -33,7 +33,7 @@ class GridOptions:
     """What tiles to cut.
 
     Attributes:
-        mpp: microns per pixel of a tile.
+        mpp: microns per pixel of a tile; None only for tiles that exist already, and whose resolution nobody knows.
         tile_size: edge of a tile in pixels.
         stride: pixels between neighbouring tiles (regions); no overlap when None.
         min_tissue: share of a tile's (a region's) area that must be tissue.
@@ -50,7 +50,7 @@ class GridOptions:
         verify: look at every stored tile under the tissue, leave out what is damaged, and notice later damage (`integrity.py`).
     """
 
-    mpp: float
+    mpp: float | None
     tile_size: int
     stride: int | None = None
     min_tissue: float = 0.5
@@ -68,7 +68,7 @@ class GridOptions:
 
     def __post_init__(self) -> None:
         require_at_least(1, tile_size=self.tile_size, stride=self.stride, region=self.region)
-        if not 0 < self.mpp < float("inf"):
+        if self.mpp is not None and not 0 < self.mpp < float("inf"):
             raise UserError(f"mpp is {self.mpp}: it must be a positive number of microns per pixel")
         for name in ("min_tissue", "min_class", "mpp_tolerance"):
             if not 0 <= getattr(self, name) <= 1:
