@@ -39,6 +39,14 @@ def parse_config(*types: type, argv: Sequence[str] | None = None) -> tuple[Any, 
     return tuple(instances)
 
 
+def deciding(*options: Any) -> dict[str, Any]:
+    """What of all `options` decides a run's result: what each says by its `deciding()`, or all fields of a dataclass."""
+    together: dict[str, Any] = {}
+    for each in options:
+        together |= each.deciding() if hasattr(each, "deciding") else dataclasses.asdict(each)
+    return together
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in the YAML file at `path`. Raises UserError when it is missing or holds no mapping."""
     try:

@@ -9,7 +9,9 @@ from ..atomic import atomic_path, naming_write_errors
 
 
 class JsonLog:
-    """Appends records of numbers to a JSON-lines file; each carries the `step` it describes. Not finite is `null`.
+    """Appends records of numbers and words to a JSON-lines file; each carries the `step` it describes.
+
+    A number that is not finite is `null`.
 
     Args:
         path: the file, made when absent.
@@ -29,7 +31,13 @@ class JsonLog:
 
 def as_line(record: dict[str, Any]) -> str:
     """The record as one line of JSON, which knows no number that is not finite."""
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in record.items()}) + "\n"
+    known = {name: value if isinstance(value, str) or is_number(value) else None for name, value in record.items()}
+    return json.dumps(known) + "\n"
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number."""
+    return not isinstance(value, str) and math.isfinite(value)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

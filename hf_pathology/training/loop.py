@@ -5,15 +5,17 @@ The method is a module whose `model(**inputs)` returns an output with `loss` and
 - `after_step(step, total_steps)`, called once after each optimizer step, to move what follows the weights;
 - `frozen_parameters(step)`, the parameters that must not move at this step;
 - `discard_step()`, to forget what the micro-batches of a step that is not taken have gathered;
-- `collapse_panel()` and `schedule_values(step, total_steps)`, numbers for the log.
+- `collapse_panel()` and `schedule_values(step, total_steps)`, numbers for the log;
+- `encoder`, what outlives training, and `encoder_part`, the module that holds its weights, for when they are sharded;
+- where they are of use, `depths()`, how deep each parameter lies (see `parameter_groups`), and `restart()`, which sets
+  buffers that follow the step back to step 0, for weights that come from another run.
 
 The loader is an endless iterable of batches with `state_dict()` and `load_state_dict(states_of_all_ranks)`.
 """
 
-import time
+import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,62 +23,21 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..atomic import write_json
-from ..errors import UserError, require_at_least
 from ..progress import ProgressBar
+from .agreement import Agreement, agree
 from .checkpoint import Checkpoints
+from .clipping import clip_gradients, tensor_norms
+from .init_from import start_from
 from .interrupt import Interrupted, stop_on_signals
-from .log import JsonLog
-from .optimizer import clip_each_gradient, parameter_groups, set_rates
-from .schedules import cosine_with_warmup
-
-
-@dataclass
-class TrainingOptions:
-    """How long and how fast to train; the defaults of the rates are those of DINO and iBOT.
-
-    Attributes:
-        steps: optimizer steps of the whole run.
-        batch_size: tiles in a micro-batch of one process.
-        accumulation: micro-batches of one optimizer step.
-        learning_rate: for 256 tiles a step; the rate used is `learning_rate * tiles_a_step / 256`.
-        min_learning_rate: where the cosine ends; not scaled.
-        warmup_steps: steps of the linear warm-up of the learning rate.
-        weight_decay, final_weight_decay: where the cosine of the weight decay starts and ends.
-        clip_gradient: norm to which each parameter's gradient is clipped by itself.
-        seed: of the weights, the order of the tiles and the views.
-        log_every, panel_every, checkpoint_every: steps between two records, two collapse panels, two checkpoints.
-        keep_checkpoints: how many of the last checkpoints stay.
-        max_non_finite: steps in a row whose loss is not finite before the run stops.
-        cpu: train on the CPU even where there is a GPU.
-    """
-
-    steps: int
-    batch_size: int
-    accumulation: int = 1
-    learning_rate: float = 5e-4
-    min_learning_rate: float = 1e-6
-    warmup_steps: int = 0
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    clip_gradient: float = 3.0
-    seed: int = 0
-    log_every: int = 10
-    panel_every: int = 50
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    max_non_finite: int = 3
-    cpu: bool = False
-
-    def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulation", "log_every", "panel_every", "checkpoint_every")
-        require_at_least(1, **{name: getattr(self, name) for name in (*counts, "keep_checkpoints", "max_non_finite")})
-        require_at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps)
-
-    def deciding(self) -> dict[str, Any]:
-        """The options that decide the result; the others may change when a run goes on."""
-        free = {"log_every", "panel_every", "checkpoint_every", "keep_checkpoints", "max_non_finite", "cpu"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+from .judging import EncoderOnTheWay
+from .optimizer import make_optimizer, parameter_groups, set_rates
+from .options import TrainingOptions
+from .random_state import seed_rank
+from .records import Records
+from .refusal import Refusals
+from .same_run import require_same_run
+from .schedules import cosine_with_warmup, scaled_rate
+from .spent import Spent
 
 
 class ResumableLoader(Protocol):
@@ -94,9 +55,14 @@ class TrainingLoop:
 
     Args:
         model: the method, see above.
-        to_inputs: makes the method's inputs, on the accelerator's device, of a batch of the loader.
-        out: gets `log.jsonl`, `checkpoints/`, and `non_finite/` where a loss was not finite.
+        to_inputs: makes the method's inputs, on the accelerator's device, of a batch of the loader; draws no random
+            numbers, for it is called one batch ahead.
+        out: gets `log.jsonl`, `checkpoints/`, and, when there is something to put there, `encoders/`, `trackers/` and
+            `non_finite/`.
         config: every option that decides the result; a run goes on only with the same.
+        export: writes the method's encoder to a path, every `options.export_every` steps, on the main process.
+        judge: numbers for the log that say what the encoder it is given is worth, every `options.judge_every` steps and
+            after the last, on the main process. Whatever they draw, the run goes on as if neither had been called.
     """
 
     def __init__(
@@ -108,19 +74,45 @@ class TrainingLoop:
         accelerator: Accelerator,
         out: Path,
         config: dict[str, Any],
+        *,
+        export: Callable[[Path], None] | None = None,
+        judge: Callable[[nn.Module], dict[str, float]] | None = None,
     ):
         self.loader, self.to_inputs, self.options = loader, to_inputs, options
-        self.accelerator, self.out, self.config = accelerator, Path(out), config
+        self.accelerator, self.out = accelerator, Path(out)
+        self.config = {**config, "tiles_a_step": self.tiles_a_step, "mixed_precision": accelerator.mixed_precision}
+        self.ahead: tuple[dict[str, Any], dict[str, torch.Tensor]] | None = None  # the next batch, fetched already
+        self.encoder_on_the_way = EncoderOnTheWay(model, accelerator, options, self.out / "encoders", export, judge)
+        self._prepare(model)
+        self.records = Records(self.out, options, self.config, accelerator, self.step, self.step * self.tiles_a_step)
+        self.refusals = Refusals(self.method, self.out / "non_finite", options.max_non_finite)
+
+    def _prepare(self, model: nn.Module) -> None:
+        """Puts the method, its optimizer and the loader where the last checkpoint left them, or at a new start."""
+        options, accelerator = self.options, self.accelerator
+        keep = (options.keep_checkpoints, options.keep_every)
+        self.checkpoints = Checkpoints(self.out / "checkpoints", accelerator, *keep)
+        last = self.checkpoints.find_last()
+        if last is not None:
+            require_same_run(last.path, last.index["config"], self.config, options, accelerator.num_processes)
+        elif options.init_from is not None:
+            start_from(model, options.init_from)
         model.train()
-        self.model, self.optimizer = accelerator.prepare(model, torch.optim.AdamW(parameter_groups(model)))
+        groups = parameter_groups(model, options.layer_decay, options.patch_embedding_rate)
+        betas = (options.beta1, options.beta2)
+        optimizer = make_optimizer(groups, options.optimizer, momentum=options.momentum, betas=betas)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.method = accelerator.unwrap_model(self.model)
-        self.checkpoints = Checkpoints(self.out / "checkpoints", accelerator, options.keep_checkpoints)
-        self.step, states = self.checkpoints.load_last(config)
-        if states:
-            loader.load_state_dict(states)
-        self.log = JsonLog(self.out / "log.jsonl", self.step) if accelerator.is_main_process else None
-        self.waited = 0.0  # seconds spent waiting for the loader since the last record
-        self.non_finite = 0  # steps in a row that were not taken
+        # Collected once: to walk through all modules takes milliseconds, in which a GPU would have nothing to do.
+        self.trained = {name: weight for name, weight in self.method.named_parameters() if weight.requires_grad}
+        self.step, self.spent = 0, Spent()
+        if last is None:
+            seed_rank(options.seed, self.step, accelerator.process_index)
+            return
+        self.loader.load_state_dict(self.checkpoints.restore(last, options.seed))
+        self.step = last.index["step"]
+        if accelerator.is_main_process:
+            self.spent = Spent(last.index["spent"]["cpu_seconds"])
 
     @property
     def tiles_a_step(self) -> int:
@@ -129,107 +121,129 @@ class TrainingLoop:
     def run(self) -> nn.Module:
         """The trained method.
 
-        Raises Interrupted after Ctrl-C or SIGTERM, when the run has saved itself, and UserError when the loss was not
-        finite `options.max_non_finite` times in a row.
+        Raises Interrupted after Ctrl-C or SIGTERM, when the run has saved itself, and UserError when the loss or the
+        gradient was not finite `options.max_non_finite` times in a row.
         """
-        options, saved = self.options, self.step
-        batches = iter(self.loader)
-        progress = ProgressBar("training", options.steps - self.step, "tiles") if self.log else nullcontext()
-        with stop_on_signals() as stop, progress:
-            began = time.monotonic()
-            while self.step < options.steps:
+        steps_left = self.options.steps - self.step
+        progress = ProgressBar("training", steps_left, "tiles") if self.accelerator.is_main_process else nullcontext()
+        with stop_on_signals() as stop, progress, closing(self._batches()) as batches:
+            self.spent.lap()
+            while self.step < self.options.steps:
                 rates = self._set_rates()
-                scalars, seen = self._accumulate(batches)
-                scalars, stop_signal = self._agree(scalars, stop.signal)
-                if scalars["finite"] == 1.0:
-                    scalars["gradient_norm"] = self._take_step()
-                    self.non_finite = 0
+                scalars, tiles = self._accumulate(batches)
+                gradients = {name: weight.grad for name, weight in self.trained.items() if weight.grad is not None}
+                agreed = self._agree(scalars, gradients, stop.signal)
+                if agreed.is_finite:
+                    self._take_step(gradients, agreed.norms)
                 else:
-                    self._refuse_step(seen)
-                if self.log and self.step % options.log_every == 0:
-                    began = self._record({**rates, **scalars}, began)
-                if self.log:
-                    progress.advance(f"loss {scalars['loss']:.3f}", self.tiles_a_step)
+                    self._refuse_step(tiles, agreed)
+                judged = self._look(agreed.stop_signal)
+                if self.accelerator.is_main_process:
+                    self._record(rates, agreed, judged)
+                    progress.advance(self.records.note, self.tiles_a_step)
+                if self.options.ends(self.step, self.options.checkpoint_every) or agreed.stop_signal:
+                    self._save()
                 self.step += 1
-                if self.step % options.checkpoint_every == 0 or self.step == options.steps or stop_signal:
-                    self.checkpoints.save(self.step, self.loader.state_dict(), self.config)
-                    saved = self.step
-                if stop_signal:
-                    raise Interrupted(stop_signal, f"stopped after step {saved}; the same command goes on from there")
+                if agreed.stop_signal:
+                    said = f"stopped after step {self.step}; the same command goes on from there"
+                    raise Interrupted(agreed.stop_signal, said)
+        self.encoder_on_the_way.make_whole()
         return self.method
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """The loader's batches; closed, and its workers with it, however the run ends."""
+        yield from self.loader
 
     def _set_rates(self) -> dict[str, float]:
         """Sets this step's learning rate and weight decay."""
-        options = self.options
+        step, steps, options = self.step, self.options.steps, self.options
+        scaling = (self.tiles_a_step, options.reference_batch, options.batch_scaling)
         learning_rate = cosine_with_warmup(
-            self.step,
-            options.steps,
-            base=options.learning_rate * self.tiles_a_step / 256,
+            step,
+            steps,
+            base=scaled_rate(options.learning_rate, *scaling),
             final=options.min_learning_rate,
             warmup_steps=options.warmup_steps,
+            includes_end=options.warmup_includes_end,
         )
-        weight_decay = cosine_with_warmup(
-            self.step, options.steps, base=options.weight_decay, final=options.final_weight_decay
-        )
+        weight_decay = cosine_with_warmup(step, steps, base=options.weight_decay, final=options.final_weight_decay)
         set_rates(self.optimizer, learning_rate, weight_decay)
         return {"learning_rate": learning_rate, "weight_decay": weight_decay}
 
     def _accumulate(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        """Gradients of all micro-batches of the step, their mean scalars, and the batches themselves."""
+        """Gradients of all micro-batches of the step, their mean scalars, and the names of their tiles."""
         scalars: dict[str, torch.Tensor] = {}
-        seen = []
+        tiles = []
         for last in [False] * (self.options.accumulation - 1) + [True]:
-            asked = time.monotonic()
-            batch = next(batches)
-            self.waited += time.monotonic() - asked
-            seen.append(batch)
+            names, inputs = self.ahead or self._fetch(batches)
+            tiles.append(names)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(**self.to_inputs(batch))
+                with self.accelerator.autocast():  # which `prepare` applies to whole models, not to sharded ones
+                    output = self.model(**inputs)
                 self.accelerator.backward(output.loss / self.options.accumulation)
             for name, value in output.items():
                 scalars[name] = scalars.get(name, 0.0) + value.detach().float() / self.options.accumulation
-        return scalars, seen
+            self.place = self.loader.state_dict()  # after what was trained on, not what is fetched ahead
+            self.ahead = None if last and self._is_last() else self._fetch(batches)  # while a GPU still computes
+        return scalars, tiles
 
-    def _agree(self, scalars: dict[str, torch.Tensor], stop_signal: int) -> tuple[dict[str, float], int]:
-        """The mean of the scalars over the ranks, `finite` 1 if all losses were, and the signal any rank has had."""
-        finite = torch.isfinite(scalars["loss"]).float()
-        values = torch.stack([*scalars.values(), finite, torch.full_like(finite, stop_signal)])
-        values = self.accelerator.gather(values[None])  # (ranks, scalars + 2)
-        means = values.mean(dim=0).tolist()
-        return dict(zip([*scalars, "finite"], means)), int(values[:, -1].max())
+    def _fetch(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The names of the tiles of the next batch, and the method's inputs of it."""
+        with self.spent.waiting():
+            batch = next(batches)
+        return {name: batch[name] for name in ("slide", "xy") if name in batch}, self.to_inputs(batch)
 
-    def _take_step(self) -> float:
-        """Clips, holds back what is frozen, steps, and lets the method follow; returns the unclipped gradient norm."""
-        norm = clip_each_gradient(self.method.parameters(), self.options.clip_gradient)
+    def _agree(
+        self, scalars: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor], stop_signal: int
+    ) -> Agreement:
+        """What all processes think of this step; the scalars are exchanged only when they are going to be written down."""
+        wanted = {}
+        if self.records.are_due(self.step) or self.encoder_on_the_way.is_judged(self.step):
+            wanted = {**scalars, "cpu_seconds": torch.full_like(scalars["loss"], self.spent.cpu_seconds)}
+        norms = tensor_norms(list(gradients.values()))
+        return agree(self.accelerator, loss=scalars["loss"], norms=norms, stop_signal=stop_signal, scalars=wanted)
+
+    def _take_step(self, gradients: dict[str, torch.Tensor], norms: list[float]) -> None:
+        """Clips, holds back what is frozen, steps, and lets the method follow."""
+        clip_gradients(gradients, norms, self.options.clip_gradient, self.options.clip_scope)
         for parameter in self.method.frozen_parameters(self.step):
             parameter.grad = None  # the optimizer then neither moves nor decays it
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.method.after_step(self.step, self.options.steps)
-        return float(norm)
+        self.refusals.step_was_taken()
 
-    def _refuse_step(self, seen: list[dict[str, Any]]) -> None:
+    def _refuse_step(self, tiles: list[dict[str, Any]], agreed: Agreement) -> None:
         """Leaves the weights alone, keeps the names of the tiles, and gives up after too many such steps in a row."""
         self.optimizer.zero_grad()
         self.method.discard_step()
-        self.non_finite += 1
-        place = self.out / "non_finite" / f"step_{self.step:08d}_rank_{self.accelerator.process_index}.json"
-        tiles = [{"slide": batch["slide"], "xy": torch.as_tensor(batch["xy"]).tolist()} for batch in seen]
-        write_json(place, tiles)
-        if self.non_finite >= self.options.max_non_finite:
-            raise UserError(
-                f"the loss was not finite {self.non_finite} steps in a row, last at step {self.step}: the tiles are in "
-                f"{place.parent}; lower --learning_rate, or train without mixed precision"
-            )
+        what = "gradient" if agreed.loss_is_finite else "loss"
+        self.refusals.refuse(self.step, self.accelerator.process_index, what, tiles)
 
-    def _record(self, values: dict[str, float], began: float) -> float:
-        """Writes one line of the log; returns the time from which the next line counts."""
-        options, now = self.options, time.monotonic()
-        record = {"step": self.step, "tiles": self.step * self.tiles_a_step, **values}
-        record |= self.method.schedule_values(self.step, options.steps)
-        if self.step % options.panel_every == 0 and values["finite"] == 1.0:
+    def _look(self, stop_signal: int) -> dict[str, float]:
+        """Exports and judges the encoder when it is time to; a run that is asked to stop does not wait for that."""
+        if stop_signal and not self._is_last():
+            return {}
+        with self.spent.uncounted():
+            return self.encoder_on_the_way.look(self.step)
+
+    def _record(self, rates: dict[str, float], agreed: Agreement, judged: dict[str, float]) -> None:
+        """Writes what the log is to know of this step, if anything."""
+        if not agreed.means:
+            return
+        images = (self.step + 1) * self.tiles_a_step
+        record = {"step": self.step, "images": images, "tiles": images, **rates, **agreed.means}
+        record["cpu_seconds"] *= self.accelerator.num_processes  # of all of them
+        record |= {"gradient_norm": math.hypot(*agreed.norms), "finite": float(agreed.is_finite)}
+        record |= self.method.schedule_values(self.step, self.options.steps)
+        if self.step % self.options.panel_every == 0 and agreed.is_finite:
             record |= self.method.collapse_panel()
-        record |= {"seconds": now - began, "waited_seconds": self.waited}
-        self.log.write(record)
-        self.waited = 0.0
-        return now
+        self.records.write({**record, **judged, **self.spent.lap()})
+
+    def _save(self) -> None:
+        mine = torch.tensor(self.spent.cpu_seconds, device=self.accelerator.device)
+        spent = {"cpu_seconds": float(self.accelerator.reduce(mine, "sum"))}
+        self.checkpoints.save(self.step + 1, self.place, self.config, spent)
+
+    def _is_last(self) -> bool:
+        return self.step + 1 == self.options.steps

@@ -1,5 +1,8 @@
 """The log of a run as JSON lines."""
 
+import json
+import math
+
 import pytest
 
 from hf_pathology.training.log import JsonLog, read_log
@@ -43,3 +46,12 @@ def test_a_new_run_starts_with_an_empty_log(path):
     JsonLog(path, first_step=0).write({"step": 7})
     JsonLog(path, first_step=0)
     assert read_log(path) == []
+
+
+def test_words_stay_words_and_what_is_not_finite_becomes_null(path):
+    JsonLog(path, first_step=0).write(
+        {"step": 0, "alarm": "collapse: all the same", "loss": float("inf"), "done": True}
+    )
+    assert json.loads(path.read_text()) == {"step": 0, "alarm": "collapse: all the same", "loss": None, "done": True}
+    (record,) = read_log(path)
+    assert record["alarm"] == "collapse: all the same" and math.isnan(record["loss"])
