@@ -1,4 +1,4 @@
-"""The first paragraph of every pretraining recipe: the tiles of a folder of slides or of shards, and what could not be used."""
+"""The first paragraph of every pretraining recipe: the tiles of slides, of shards or of a folder, and what could not be used."""
 
 import hashlib
 import sys
@@ -16,30 +16,31 @@ from hf_pathology.slides.grid import TileGrid
 from hf_pathology.slides.tiling import GridOptions, options_of, tile_cohort
 from hf_pathology.tiles.blocks import SlideBlocks
 from hf_pathology.tiles.filters import FilterOptions, tile_filter
+from hf_pathology.tiles.folder_blocks import FolderBlocks
 from hf_pathology.tiles.shards import ShardBlocks
 from hf_pathology.tiles.stream import TileSource
 
 
 SLIDES_ONLY = (
     "cohort",
-    "splits",
     "grids",
     "slide_mpp",
     "limit",
     "more_mpp",
     "more_weights",
-)  # options that shards have not
+)  # options that shards and folders of tiles have not
 
 
 @dataclass
 class SlideData:
-    """Which slides to read, and how; or which shards.
+    """Which slides to read, and how; or which shards, or which tiles.
 
     Attributes:
         out: folder of the run.
         slides: folder of slides.
         cohort: CSV that names the slides to use; all in the folder when None.
-        splits: use only the slides of these splits of the cohort table; all when None.
+        splits: use only the slides of these splits of the cohort table, or the tiles of these splits of the manifest; all
+            when None.
         grids: tiling folder to use and fill, in the way it was tiled by `hf-pathology tile`; OUT/tiles when None.
         slide_mpp: microns per level-0 pixel of slides that do not declare it.
         block: edge, in tiles, of the blocks that are read together.
@@ -49,6 +50,8 @@ class SlideData:
         more_mpp: further resolutions at which the slides are tiled, for encoders that are to know several.
         more_weights: how often a tile of each of them is to be seen, compared with one at `mpp` (1); all 1 when None.
         shards: folder of shards that `hf-pathology shard` wrote, or hf://datasets/ORG/NAME, instead of slides.
+        tiles: folder of images of tiles, with or without a `manifest.csv`, instead of slides.
+        in_memory: decode the images of `tiles` once, and keep them.
     """
 
     out: str
@@ -64,13 +67,16 @@ class SlideData:
     more_mpp: list[float] | None = None
     more_weights: list[float] | None = None
     shards: str | None = None
+    tiles: str | None = None
+    in_memory: bool = False
 
     def __post_init__(self) -> None:
-        if (self.slides is None) == (self.shards is None):
-            raise UserError("say where the tiles come from: either --slides or --shards")
-        given = [name for name in SLIDES_ONLY if self.shards and getattr(self, name) is not None]
-        if given:
-            raise UserError(f"{given[0]} is an option for slides: with --shards, choose when the shards are written")
+        sources = [name for name in ("slides", "shards", "tiles") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise UserError("say where the tiles come from: one of --slides, --shards and --tiles")
+        given = [name for name in SLIDES_ONLY if not self.slides and getattr(self, name) is not None]
+        if given or (self.shards and self.splits):
+            raise UserError(f"{[*given, 'splits'][0]} is no option for {sources[0]}: choose when they are written")
         require_at_least(1, block=self.block, window=self.window, limit=self.limit)
         require_at_least(0, workers=self.workers)
         if self.more_weights is not None and len(self.more_weights) != len(self.more_mpp or []):
@@ -101,10 +107,16 @@ class TileData:
     slides: Sequence[CohortSlide] = ()
     problems: Sequence[str] = ()
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides which tiles are seen."""
+        return {**self.options, "tiles": self.fingerprint}
+
 
 def load_tiles(data: SlideData, options: GridOptions, filters: FilterOptions, accelerator: Accelerator) -> TileData:
-    """The tiles of `data.slides` or `data.shards`. Raises UserError when there are none, or shards of other tiles."""
-    return load_slides(data, options, filters, accelerator) if data.slides else load_shards(data, options, filters)
+    """The tiles that `data` names. Raises UserError when there are none, or when shards or a folder hold other tiles."""
+    if data.slides:
+        return load_slides(data, options, filters, accelerator)
+    return load_shards(data, options, filters) if data.shards else load_folder(data, options, filters, accelerator)
 
 
 def load_shards(data: SlideData, options: GridOptions, filters: FilterOptions) -> TileData:
@@ -119,11 +131,29 @@ def load_shards(data: SlideData, options: GridOptions, filters: FilterOptions) -
     return TileData(source, source.tiles, source.fingerprint, known)
 
 
+def load_folder(data: SlideData, options: GridOptions, filters: FilterOptions, accelerator: Accelerator) -> TileData:
+    """The tiles of `data.tiles`. Raises UserError when they have another size than `options` say."""
+    source = FolderBlocks(
+        data.tiles, splits=data.splits, mpp=options.mpp, in_memory=data.in_memory, tile_filter=tile_filter(filters)
+    )
+    if source.size != options.tile_size:
+        raise UserError(
+            f"{data.tiles} has tiles of {source.size} px: say so by --tile_size (it is {options.tile_size})"
+        )
+    if accelerator.is_main_process:
+        for problem in source.problems:
+            print(f"left out: {problem}", file=sys.stderr)
+    known = {"mpp": options.mpp, "tile_size": options.tile_size}
+    return TileData(source, source.tiles, source.fingerprint, known, problems=source.problems)
+
+
 def load_slides(data: SlideData, options: GridOptions, filters: FilterOptions, accelerator: Accelerator) -> TileData:
     """The tiles of the usable slides, whose grids are made by the main process first and then found by the others.
 
     Raises UserError when no slide is usable.
     """
+    if options.mpp is None:
+        raise UserError("say at which resolution the slides are to be cut: --mpp, in microns per pixel")
     options = options_of(data.grids, options.mpp, options.tile_size, options)
     slides, problems = find_slides(data.slides, data.slide_mpp), []
     if data.cohort:

@@ -1,8 +1,9 @@
-"""How sure a ROC-AUC is, and the difference of two: bootstrap intervals over cases.
+"""How sure a ROC-AUC or an accuracy is, and the difference of two: bootstrap intervals over cases, or groups of tiles.
 
-All functions take one row per slide and reduce it to one row per case first (the mean over its slides), because slides
-of one patient are not independent. Cases are then resampled within their class, so that no resample lacks one, and
-intervals are percentiles, which stay within [0, 1] (Efron and Tibshirani 1993, chapter 13).
+The functions for ROC-AUC take one row per slide and reduce it to one row per case first (the mean over its slides),
+because slides of one patient are not independent. Cases are then resampled within their class, so that no resample lacks
+one. Those for accuracy take one row per tile and resample whole groups, each with all its tiles. Intervals are
+percentiles, which stay within [0, 1] (Efron and Tibshirani 1993, chapter 13).
 """
 
 from collections.abc import Callable, Sequence
@@ -124,6 +125,42 @@ def roc_with_band(
     return RocBand(fpr, curve(*rows), result.confidence_interval.low, result.confidence_interval.high)
 
 
+def accuracy_interval(
+    groups: Sequence[str],
+    correct: Sequence[bool],
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> Interval:
+    """The share of tiles that are classified correctly, with its interval.
+
+    Args:
+        groups: the group of each tile, what is not independent: the case, or the source image of augmented copies.
+        correct: whether each tile was classified correctly.
+
+    Raises UserError when there are fewer than two groups.
+    """
+    return _mean_over_groups(groups, np.asarray(correct, float), seed, confidence, resamples)
+
+
+def accuracy_difference(
+    groups: Sequence[str],
+    correct: Sequence[bool],
+    others: Sequence[bool],
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> Interval:
+    """The accuracy that `correct` makes minus that of `others`, on the same tiles, with its interval.
+
+    The two are paired: both see the same groups in every resample. Arguments and errors are those of `accuracy_interval`.
+    """
+    gained = np.asarray(correct, float) - np.asarray(others, float)
+    return _mean_over_groups(groups, gained, seed, confidence, resamples)
+
+
 def rows_of_classes(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
     """For each class the rows that belong to it. Raises UserError when a class has fewer than two."""
     rows = [np.flatnonzero(labels == index) for index in range(n_classes)]
@@ -153,6 +190,21 @@ def auc_of_rows(scores: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
         rank_sum = rankdata(scores[drawn, index], axis=-1)[..., members].sum(axis=-1)  # (...)
         areas.append((rank_sum - count * (count + 1) / 2) / (count * others))
     return np.mean(areas, axis=0)
+
+
+def _mean_over_groups(
+    groups: Sequence[str], values: np.ndarray, seed: int, confidence: float, resamples: int
+) -> Interval:
+    """The mean of the values of all tiles, with its interval when groups are resampled."""
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise UserError(f"all tiles are of one group, {names[0]}: an interval needs two or more")
+    totals, counts = np.bincount(group_of, values), np.bincount(group_of)  # (G,)
+
+    def mean(drawn: np.ndarray) -> np.ndarray:
+        return totals[drawn].sum(axis=-1) / counts[drawn].sum(axis=-1)
+
+    return _interval(mean, [np.arange(len(names))], seed, confidence, resamples)
 
 
 def _interval(

@@ -6,7 +6,13 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from hf_pathology.errors import UserError
-from hf_pathology.evaluation.intervals import auc_difference, auc_interval, roc_with_band
+from hf_pathology.evaluation.intervals import (
+    accuracy_difference,
+    accuracy_interval,
+    auc_difference,
+    auc_interval,
+    roc_with_band,
+)
 
 
 def cohort(n: int, shift: float, seed: int, classes: int = 2) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -102,3 +108,60 @@ def test_the_roc_curve_of_one_of_three_classes_is_against_the_rest():
     cases, labels, scores = cohort(90, 1.0, seed=0, classes=3)
     band = roc_with_band(cases, labels, scores, positive=2, seed=0)
     assert np.trapezoid(band.tpr, band.fpr) == pytest.approx(roc_auc_score(labels == 2, scores[:, 2]), abs=0.02)
+
+
+def tiles(n_groups: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The groups of 6 tiles each, and which are right: with a chance of its own for each group, around 0.8."""
+    generator = np.random.default_rng(seed)
+    chances = np.clip(generator.normal(0.8, spread, n_groups), 0, 1)
+    groups = np.repeat([f"g{i}" for i in range(n_groups)], 6)
+    return groups, generator.random(6 * n_groups) < np.repeat(chances, 6)
+
+
+def test_accuracy_intervals_are_those_of_a_loop_that_draws_groups_with_all_their_tiles():
+    groups, correct = tiles(40, 0.2, seed=0)
+    groups, correct = groups[:-4], correct[:-4]  # groups of different size
+    members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+    generator, drawn = np.random.default_rng(1), []
+    for _ in range(4000):
+        rows = np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
+        drawn.append(correct[rows].mean())
+    interval = accuracy_interval(groups, correct, seed=0, resamples=4000)
+    assert interval.value == correct.mean()
+    assert (interval.low, interval.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.006)
+
+
+def test_accuracy_intervals_cover_the_known_accuracy_though_tiles_of_a_group_are_alike():
+    covered = 0
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        correct = np.repeat(generator.random(60) < 0.7, 6)  # a group is wholly right or wholly wrong
+        groups = np.repeat(np.arange(60).astype(str), 6)
+        interval = accuracy_interval(groups, correct, seed=seed, confidence=0.9, resamples=400)
+        covered += interval.low <= 0.7 <= interval.high
+    assert 82 <= covered <= 97
+
+
+def test_copies_of_a_tile_within_its_group_do_not_sharpen_its_accuracy():
+    groups, correct = tiles(30, 0.2, seed=0)
+    once = accuracy_interval(groups, correct, seed=0)
+    ten_times = accuracy_interval(np.tile(groups, 10), np.tile(correct, 10), seed=0)
+    assert (ten_times.low, ten_times.high) == pytest.approx((once.low, once.high))
+
+
+def test_the_difference_of_accuracies_is_paired():
+    groups, correct = tiles(60, 0.3, seed=0)
+    others = correct.copy()
+    others[::30] = False
+    same = accuracy_difference(groups, correct, correct.copy(), seed=0)
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    better = accuracy_difference(groups, correct, others, seed=0)
+    alone = accuracy_interval(groups, correct, seed=0)
+    assert better.value == pytest.approx(correct.mean() - others.mean())
+    assert better.low > 0
+    assert better.high - better.low < 0.5 * (alone.high - alone.low)
+
+
+def test_one_group_has_no_interval_of_accuracy():
+    with pytest.raises(UserError, match="all tiles are of one group, a"):
+        accuracy_interval(["a", "a"], [True, False], seed=0)

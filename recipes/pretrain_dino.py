@@ -1,0 +1,96 @@
+"""DINO pretraining from slides (Caron et al. 2021, arXiv 2104.14294; HIPT's ViT-256: Chen et al. 2022).
+
+    accelerate launch recipes/pretrain_dino.py --config recipes/configs/dino_vit_small.yaml --slides DIR --out DIR
+
+The same command goes on with a run that was interrupted. The encoder lies in OUT/encoder at the end:
+`AutoModel.from_pretrained("OUT/encoder")`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hf_pathology.modeling.configuration_dino import DinoConfig
+from hf_pathology.modeling.modeling_dino import DinoForPreTraining
+from hf_pathology.recipes.encoder_release import EncoderRelease, end_run
+from hf_pathology.recipes.inputs import views_to_inputs
+from hf_pathology.recipes.judge import JudgeOptions, make_judge
+from hf_pathology.recipes.slide_data import SlideData, load_tiles
+from hf_pathology.recipes.trunk import TrunkOptions, make_method, views_for_release
+from hf_pathology.slides.tiling import GridOptions
+from hf_pathology.tiles.filters import FilterOptions
+from hf_pathology.tiles.loader import TileLoader
+from hf_pathology.tiles.views import MultiCrop, ViewOptions
+from hf_pathology.training.config import deciding, parse_config
+from hf_pathology.training.loop import TrainingLoop
+from hf_pathology.training.options import TrainingOptions
+from hf_pathology.training.start import run_recipe, start
+
+
+@dataclass
+class DinoOptions:
+    """The head and the teacher; see `DinoConfig` for what each number is."""
+
+    out_dim: int = 65536
+    head_hidden_dim: int = 2048
+    head_bottleneck_dim: int = 256
+    head_layers: int = 3
+    head_norm: str | None = None
+    unit_norm: bool = True
+    drop_path_rate: float = 0.1
+    teacher_temperature: float = 0.04
+    warmup_teacher_temperature: float = 0.04
+    teacher_temperature_warmup_steps: int = 0
+    center_momentum: float = 0.9
+    teacher_momentum: float = 0.996
+    freeze_last_layer_steps: int = 0
+
+
+OPTIONS = (
+    SlideData,
+    GridOptions,
+    FilterOptions,
+    ViewOptions,
+    TrunkOptions,
+    DinoOptions,
+    TrainingOptions,
+    JudgeOptions,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    data, grid, filters, views, trunk, numbers, training, judging = parse_config(*OPTIONS, argv=argv)
+    accelerator = start(cpu=training.cpu, seed=training.seed)
+    out = Path(data.out)
+
+    # Slides (or shards) to tiles to views.
+    cohort = load_tiles(data, grid, filters, accelerator)
+    views = views_for_release(views, trunk, grid.mpp)
+    model = make_method(
+        DinoForPreTraining, lambda config: DinoConfig(config, **asdict(numbers)), trunk, views.global_size, accelerator
+    )
+    views.check_tile_size(grid.tile_size)
+    loader = TileLoader(
+        cohort.source,
+        MultiCrop(views, training.seed),
+        batch_size=training.batch_size,
+        window=data.window,
+        seed=training.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        workers=data.workers,
+    )
+
+    # Views to loss.
+    config = deciding(cohort, filters, views, trunk, numbers, training, data)
+    release = EncoderRelease("DINO", lambda: model.encoder, views, config, cohort, training, out)
+    to_inputs = views_to_inputs(views, accelerator.device)
+    judge = make_judge(judging, views, training)
+    TrainingLoop(model, loader, to_inputs, training, accelerator, out, config, export=release, judge=judge).run()
+
+    # Loss to release.
+    end_run(release, accelerator)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
