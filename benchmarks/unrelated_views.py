@@ -10,7 +10,7 @@ control gains over the untrained encoder is owed to the colour changes of the vi
 """
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,27 +22,40 @@ from hf_pathology.commands.launch import CONFIG
 from hf_pathology.features.bags import read_labelled_bags
 from hf_pathology.features.encoder import load_encoder
 from hf_pathology.hub_upload.export import export_encoder
-from hf_pathology.recipes.pretrain_ibot import ModelOptions, build_model
+from hf_pathology.modeling.configuration_ibot import IbotConfig
+from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
+from hf_pathology.recipes.pretrain_ibot import IbotOptions
 from hf_pathology.recipes.slide_data import SlideData, load_tiles
 from hf_pathology.recipes.train_mil import HeadTraining, cross_validate
+from hf_pathology.recipes.trunk import TrunkOptions, make_method, patch_grid
 from hf_pathology.record import RunRecord
 from hf_pathology.slides.tiling import GridOptions
 from hf_pathology.tiles.filters import FilterOptions
+from hf_pathology.tiles.hidden import HiddenOptions, HiddenPatches
 from hf_pathology.tiles.loader import TileLoader
 from hf_pathology.tiles.photometric import Photometric
 from hf_pathology.tiles.views import MultiCrop, ViewOptions
 from hf_pathology.training.config import parse_config
 from hf_pathology.training.log import read_log
-from hf_pathology.training.loop import TrainingLoop, TrainingOptions
+from hf_pathology.training.loop import TrainingLoop
+from hf_pathology.training.options import TrainingOptions
 
 
 def main(demo: Path) -> None:
     config = str(files("hf_pathology.recipes") / "configs" / CONFIG)
     argv = ["--config", config, "--slides", str(demo / "slides"), "--out", str(demo / "control")]
     argv += ["--cohort", str(demo / "slides" / "cohort.csv"), "--grids", str(demo / "tiles")]
-    data, grid, filters, views, numbers, training = parse_config(
-        SlideData, GridOptions, FilterOptions, ViewOptions, ModelOptions, TrainingOptions, argv=argv
+    kinds = (
+        SlideData,
+        GridOptions,
+        FilterOptions,
+        ViewOptions,
+        HiddenOptions,
+        TrunkOptions,
+        IbotOptions,
+        TrainingOptions,
     )
+    data, grid, filters, views, patches, trunk, numbers, training = parse_config(*kinds, argv=argv)
     numbers = replace(numbers, patch_loss_weight=0.0)
     accelerator = Accelerator(cpu=True)
     cohort = load_tiles(data, grid, filters, accelerator)
@@ -51,11 +64,17 @@ def main(demo: Path) -> None:
     for shift in (0, 1):
         out = demo / "control" / ("unrelated" if shift else "related")
         torch.manual_seed(training.seed)
-        model = build_model(numbers, views.global_size)
-        make_views = MultiCrop(views, numbers.patch_size, training.seed)
+        model = make_method(
+            IbotForPreTraining,
+            lambda config: IbotConfig(config, **asdict(numbers)),
+            trunk,
+            views.global_size,
+            accelerator,
+        )
+        edge = patch_grid(model.config.encoder_config, views.global_size)
         loader = TileLoader(
             cohort.source,
-            make_views,
+            MultiCrop(views, training.seed, HiddenPatches(patches, edge, edge)),
             batch_size=training.batch_size,
             window=data.window,
         )
