@@ -13,7 +13,7 @@ import sys
 from types import ModuleType
 
 
-OUR_TYPES = frozenset({"abmil", "ibot"})
+OUR_TYPES = frozenset({"abmil", "dino", "dinov2_pretraining", "ibot", "mae"})
 TABLE_OF_TYPES = "transformers.models.auto.configuration_auto"
 
 

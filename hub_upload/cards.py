@@ -16,11 +16,24 @@ from hf_pathology.training.log import read_log
 from hf_pathology.version import __version__
 
 
-def encoder_card(*, method: str, config: dict[str, Any], log: Path, cohort: Any, training: Any) -> str:
+def encoder_card(
+    *,
+    method: str,
+    encoder: Any,
+    width: int,
+    pooling: str,
+    config: dict[str, Any],
+    log: Path,
+    cohort: Any,
+    training: Any,
+) -> str:
     """The card of an encoder, Markdown with its metadata.
 
     Args:
         method: name of the pretraining method.
+        encoder: the transformers model that is released.
+        width: of its features.
+        pooling: how its output becomes one vector, "cls" or "gap".
         config: every option that decided the result.
         log: the run's log.
         cohort: has `slides`, `tiles` and `fingerprint`, see `recipes/slide_data.py`.
@@ -40,6 +53,11 @@ def encoder_card(*, method: str, config: dict[str, Any], log: Path, cohort: Any,
     return template.render(
         metadata=data.to_yaml(),
         method=method,
+        model_type=encoder.config.model_type,
+        weights=sum(parameter.numel() for parameter in encoder.parameters()),
+        width=width,
+        pooling=pooling,
+        mpp="an unknown resolution" if config["mpp"] is None else f"{config['mpp']} microns per pixel",
         config=config,
         slides=len({slide.key for slide in cohort.slides}),
         cases=len({slide.case for slide in cohort.slides}),

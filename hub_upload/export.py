@@ -1,10 +1,11 @@
 """Writes an encoder as a directory that plain transformers loads anywhere, with all that is needed to use it rightly."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import torch
-from transformers import BaseImageProcessor, PreTrainedModel, ViTImageProcessor, ViTModel
+from transformers import AutoModel, BaseImageProcessor, PreTrainedModel, ViTImageProcessor
 
 from hf_pathology.atomic import atomic_directory, write_json
 
@@ -13,17 +14,24 @@ IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
-def release_model(encoder: ViTModel) -> ViTModel:
-    """A copy of `encoder` as it is released: no mask token, and a pooler that hands on the class token unchanged.
+def release_model(encoder: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `encoder` as `AutoModel` will build it: what is only of use in training is left out.
 
-    `AutoModel` builds a pooler for every ViT; a checkpoint without one would get random weights and a warning.
+    `AutoModel` builds a pooler for every ViT; a checkpoint without one would get random weights and a warning. So a ViT
+    gets one that hands on the class token unchanged. A mask token that a type always has is released as zeros.
     """
     config = type(encoder.config).from_dict(encoder.config.to_dict())
-    config.pooler_act, config.pooler_output_size = "linear", config.hidden_size
-    model = ViTModel(config)
+    if config.model_type == "vit":
+        config.pooler_act, config.pooler_output_size = "linear", config.hidden_size
+    if hasattr(config, "use_mask_token"):
+        config.use_mask_token = False
+    model = AutoModel.from_config(config)
     weights = trunk_weights(encoder)
-    weights["pooler.dense.weight"] = torch.eye(config.hidden_size)
-    weights["pooler.dense.bias"] = torch.zeros(config.hidden_size)
+    for name, built in model.state_dict().items():
+        if name == "pooler.dense.weight":
+            weights[name] = torch.eye(config.hidden_size)
+        elif name in ("pooler.dense.bias", "embeddings.mask_token"):
+            weights[name] = torch.zeros_like(built)
     model.load_state_dict(weights)
     return model.eval()
 
@@ -62,7 +70,7 @@ def write_release(
 
 
 def export_encoder(
-    encoder: ViTModel,
+    encoder: PreTrainedModel,
     directory: str | Path,
     *,
     tile_size: int,
@@ -87,21 +95,25 @@ def export_encoder(
 
 
 @torch.no_grad()
-def check_release(directory: Path, encoder: ViTModel) -> None:
+def check_release(directory: Path, encoder: PreTrainedModel) -> None:
     """Loads `directory` again and compares it with `encoder` on a random image; raises RuntimeError on any difference."""
-    model, loading = ViTModel.from_pretrained(directory, output_loading_info=True)
+    model, loading = AutoModel.from_pretrained(directory, output_loading_info=True)
     leftover = [*loading["missing_keys"], *loading["unexpected_keys"]]
     if leftover:
         raise RuntimeError(f"{directory} does not load whole: {', '.join(sorted(leftover)[:5])}")
-    size = model.config.image_size
+    size = getattr(model.config, "image_size", 224)
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    trunk = ViTModel(model.config, add_pooling_layer=False).eval()
-    trunk.load_state_dict({name: weight.cpu() for name, weight in trunk_weights(encoder).items()})
-    if not torch.equal(model.eval()(pixels).pooler_output, trunk(pixels).last_hidden_state[:, 0]):
+    original = deepcopy(encoder).cpu().eval()
+    original.set_attn_implementation(model.config._attn_implementation)
+    if not torch.equal(model.eval()(pixels).last_hidden_state, original(pixels).last_hidden_state):
         raise RuntimeError(f"{directory} does not give the encoder's features again")
+    if model.config.model_type == "vit" and not torch.equal(
+        model(pixels).pooler_output, original(pixels).last_hidden_state[:, 0]
+    ):
+        raise RuntimeError(f"{directory} has a pooler that changes the class token")
 
 
-def trunk_weights(encoder: ViTModel) -> dict[str, torch.Tensor]:
-    """The weights of `encoder` without its mask token and pooler."""
+def trunk_weights(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of `encoder` on the CPU, without its mask token and the weights of a pooler."""
     left_out = ("embeddings.mask_token", "pooler.")
-    return {name: weight for name, weight in encoder.state_dict().items() if not name.startswith(left_out)}
+    return {name: weight.cpu() for name, weight in encoder.state_dict().items() if not name.startswith(left_out)}
