@@ -14,7 +14,7 @@ from hf_pathology.training.config import parse_config
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
 
 def commands_of(document: Path) -> list[list[str]]:
@@ -24,7 +24,7 @@ def commands_of(document: Path) -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_verb_and_option_in_a_document_exists(document):
     program = typer.main.get_command(app)
     for words in commands_of(document):
@@ -35,7 +35,7 @@ def test_every_verb_and_option_in_a_document_exists(document):
         assert {word for word in words if word.startswith("--")} <= options, shlex.join(words)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_make_target_and_file_in_a_document_exists(document):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for words in commands_of(document):
@@ -44,7 +44,7 @@ def test_every_make_target_and_file_in_a_document_exists(document):
         for word in words:
             if word.startswith("recipes/"):
                 assert (ROOT / word).is_file(), word
-    for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8")):
         assert (document.parent / link).exists(), link
 
 

@@ -193,7 +193,10 @@ def test_pretraining_takes_shards_in_the_place_of_slides(folder, written, tmp_pa
     for options, message in (
         (["--mpp", "1.0"], "has tiles of 256 px at 0.5 mpp: say so by --tile_size and --mpp (they are 256 and 1.0)"),
         (["--limit", "1"], "error: limit is no option for shards"),
-        (["--slides", folder / "SLIDES"], "error: say where the tiles come from: one of --slides, --shards and --tiles"),
+        (
+            ["--slides", folder / "SLIDES"],
+            "error: say where the tiles come from: one of --slides, --shards and --tiles",
+        ),
     ):
         refused = finished("--out", tmp_path / "other", *options)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr

@@ -66,6 +66,7 @@ class TileLoader:
             stream.map(self.to_views, remove_columns=["tile", "epoch"]),
             self.batch_size,
             num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),  # copied to the GPU while it computes
             worker_init_fn=leave_signals_to_the_main_process,
             generator=torch.Generator(),  # its own, for a DataLoader draws a seed, and a resumed run would draw another
         )

@@ -4,6 +4,10 @@ from typing import Any
 
 
 IN_A_ROW = 3  # panels that must say the same: one batch says little
+SMALL_STEP, HIGH_RATE = (
+    1024,
+    2e-3,
+)  # tiles of a step; the published rates above the second are for steps from the first on
 
 
 class Alarm:
@@ -21,7 +25,8 @@ class Alarm:
     An untrained encoder may show one of the signs, for one or two panels.
 
     Args:
-        optimizer: of the run; a learning rate above 2e-3 is too high for `adamw`, whatever the panels say.
+        optimizer: of the run; with `adamw` a learning rate above HIGH_RATE is too high for steps of fewer tiles than
+            SMALL_STEP, whatever the panels say.
     """
 
     def __init__(self, optimizer: str):
@@ -42,12 +47,12 @@ class Alarm:
     def _signs(self, record: dict[str, Any]) -> dict[str, tuple[bool, int, str]]:
         """Of each kind that this record can tell: whether its sign is there, in how many records it must be, and the words."""
         signs = {}
-        rate = record.get("learning_rate", 0.0)
+        rate, tiles = record.get("learning_rate", 0.0), record.get("images", 0) / (record.get("step", 0) + 1)
         signs["learning rate"] = (
-            self.optimizer == "adamw" and rate > 2e-3,
+            self.optimizer == "adamw" and rate > HIGH_RATE and tiles < SMALL_STEP,
             1,
-            f"{rate:.2g} is above 2e-3, where AdamW and vision transformers have ended in collapse or NaN; what to do: "
-            "lower --learning_rate, which is multiplied by the batch (see batch_scaling)",
+            f"{rate:.2g} is above {HIGH_RATE:g}, where AdamW with steps of only {tiles:.0f} tiles has ended in collapse or "
+            "NaN; what to do: lower --learning_rate, which is multiplied by the batch (see batch_scaling)",
         )
         if "teacher_entropy" in record and "uniform_entropy" in record:
             entropy, most = record["teacher_entropy"], record["uniform_entropy"]

@@ -232,7 +232,7 @@ class TrainingLoop:
         if not agreed.means:
             return
         images = (self.step + 1) * self.tiles_a_step
-        record = {"step": self.step, "images": images, "tiles": images, **rates, **agreed.means}
+        record = {"step": self.step, "images": images, **rates, **agreed.means}
         record["cpu_seconds"] *= self.accelerator.num_processes  # of all of them
         record |= {"gradient_norm": math.hypot(*agreed.norms), "finite": float(agreed.is_finite)}
         record |= self.method.schedule_values(self.step, self.options.steps)

@@ -64,8 +64,14 @@ def test_a_run_in_good_order_raises_no_alarm(record):
 
 def test_a_high_learning_rate_is_told_at_once_of_adamw_only():
     high = {**HEALTHY, "learning_rate": 2.1e-3}
-    assert "0.0021 is above 2e-3" in said([high])[0]
+    assert "0.0021 is above 0.002" in said([high])[0]
     assert said([high], "sgd") == said([high], "lars") == said([{**high, "learning_rate": 2e-3}]) == [""]
+
+
+def test_a_high_learning_rate_is_no_alarm_with_the_large_steps_of_the_published_sets():
+    high = {**HEALTHY, "learning_rate": 3e-3, "step": 9}
+    assert said([{**high, "images": 10_240}]) == [""]
+    assert "with steps of only 1023 tiles" in said([{**high, "images": 10_230}])[0]
 
 
 class Colours(Batches):
