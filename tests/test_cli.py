@@ -1,7 +1,6 @@
-"""The command line as a user meets it, in processes of its own."""
+"""The command line as a user meets it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from programs import run_command
 from transformers import ViTConfig, ViTModel
 
 from hf_pathology.features.store import SlideFeatures
@@ -22,13 +22,6 @@ from hf_pathology.slides.synthetic import draw_slide
 
 
 PROGRAM = Path(sys.executable).parent / "hf-pathology"
-
-
-def run(*words, **options) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [PROGRAM, *map(str, words)], env=environment, capture_output=True, text=True, check=False, **options
-    )
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +48,17 @@ def encoder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def features(slides, encoder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("features") / "bags"
-    finished = run("embed", slides, "--encoder", encoder, "--out", out)
+    finished = run_command("embed", slides, "--encoder", encoder, "--out", out)
     assert finished.returncode == 0, finished.stderr
     assert "by " + str(encoder) in (out / "report.html").read_text()
     return out
 
 
 def test_help_comes_in_under_a_second():
-    run("--help")
+    subprocess.run([PROGRAM, "--help"], check=True, capture_output=True)
     began = time.monotonic()
-    finished = run("--help")
-    assert finished.returncode == 0 and "train-mil" in finished.stdout
+    finished = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, check=True)
+    assert "train-mil" in finished.stdout
     assert time.monotonic() - began < 1.0
 
 
@@ -75,7 +68,7 @@ def test_tile_writes_grids_masks_pictures_and_a_report_and_says_what_it_could_no
     write_aperio(folder / "blank.svs", draw_slide(9, None, 768)[0], 0.5)
     write_aperio(folder / "mute.svs", draw_slide(8, "solid", 768)[0], None)
     (folder / "broken.svs").write_bytes(b"nothing")
-    finished = run("tile", folder, "--out", tmp_path / "tiles", "--mpp", 1.0, "--size", 64)
+    finished = run_command("tile", folder, "--out", tmp_path / "tiles", "--mpp", 1.0, "--size", 64)
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     for part in ("blank.svs has no tile", "mute.svs does not declare its resolution", "broken.svs is no slide"):
         assert f"problem: {folder}/{part}" in finished.stderr
@@ -88,53 +81,59 @@ def test_tile_writes_grids_masks_pictures_and_a_report_and_says_what_it_could_no
 
 def test_a_slide_without_resolution_is_tiled_when_the_user_says_it(tmp_path):
     write_aperio(tmp_path / "mute.svs", draw_slide(8, "solid", 768)[0], None)
-    finished = run("tile", tmp_path, "--out", tmp_path / "t", "--mpp", 1.0, "--size", 64, "--slide-mpp", 0.5)
+    finished = run_command("tile", tmp_path, "--out", tmp_path / "t", "--mpp", 1.0, "--size", 64, "--slide-mpp", 0.5)
     assert finished.returncode == 0, finished.stderr
 
 
 def test_embed_takes_a_tiling_folder_as_it_was_made(encoder, tmp_path):
     write_aperio(tmp_path / "slide.svs", draw_slide(8, "solid", 768)[0], 0.5)
     words = ["--out", tmp_path / "tiles", "--mpp", 1.0, "--size", 32, "--min-tissue", 0.1, "--tissue", "clam-biopsy"]
-    assert run("tile", tmp_path / "slide.svs", *words).returncode == 0
+    assert run_command("tile", tmp_path / "slide.svs", *words).returncode == 0
     grid = TileGrid.load(tmp_path / "tiles" / "grids" / "slide.svs.safetensors")
     words = ["--encoder", encoder, "--out", tmp_path / "features", "--tiles", tmp_path / "tiles"]
-    finished = run("embed", tmp_path / "slide.svs", *words)
+    finished = run_command("embed", tmp_path / "slide.svs", *words)
     assert finished.returncode == 0, finished.stderr
     bag = SlideFeatures.load(tmp_path / "features" / "slide.svs.features.safetensors")
     assert np.array_equal(bag.xy, grid.xy) and (grid.tissue_fraction < 0.5).any()
-    refused = run("embed", tmp_path / "slide.svs", *words, "--size", 64)
+    refused = run_command("embed", tmp_path / "slide.svs", *words, "--size", 64)
     assert refused.returncode == 1 and "holds tiles of 32 px at 1.0 mpp" in refused.stderr
 
 
 def test_embed_estimates_embeds_and_finds_what_is_done(slides, encoder, features, tmp_path):
-    estimated = run("embed", slides, "--encoder", encoder, "--out", tmp_path, "--dry-run", "--limit", 2)
+    estimated = run_command("embed", slides, "--encoder", encoder, "--out", tmp_path, "--dry-run", "--limit", 2)
     assert estimated.returncode == 0 and "tiles of 2 slides: about" in estimated.stdout
     assert not list(tmp_path.rglob("*.features.safetensors"))
     stamps = {path: path.stat().st_mtime_ns for path in features.rglob("case*.features.safetensors")}
-    again = run("embed", slides, "--encoder", encoder, "--out", features)
+    again = run_command("embed", slides, "--encoder", encoder, "--out", features)
     assert again.returncode == 0 and len(stamps) >= 6
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
 def test_embedding_at_another_resolution_is_refused(slides, encoder, tmp_path):
-    refused = run("embed", slides, "--encoder", encoder, "--out", tmp_path, "--mpp", 0.5)
+    refused = run_command("embed", slides, "--encoder", encoder, "--out", tmp_path, "--mpp", 0.5)
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines()[-1].startswith("error:") and "was trained at 1.0 mpp" in refused.stderr
 
 
 def test_a_head_is_trained_applied_and_painted(slides, features, tmp_path):
     table = slides / "labels.csv"
-    trained = run("train-mil", "--features", features, "--cohort", table, "--out", tmp_path / "mil", "--folds", 3)
+    trained = run_command(
+        "train-mil", "--features", features, "--cohort", table, "--out", tmp_path / "mil", "--folds", 3
+    )
     assert trained.returncode == 0, trained.stderr
     assert "prob" not in trained.stderr and (tmp_path / "mil" / "report.html").is_file()
     assert "ROC-AUC of unseen cases" in trained.stdout
     predictions = tmp_path / "predictions.csv"
-    predicted = run("predict", "--head", tmp_path / "mil" / "head", "--features", features, "--out", predictions)
+    predicted = run_command(
+        "predict", "--head", tmp_path / "mil" / "head", "--features", features, "--out", predictions
+    )
     assert predicted.returncode == 0, predicted.stderr
     rows = pd.read_csv(predictions)
     assert len(rows) == 6 and rows[["prob_x", "prob_y"]].sum(axis=1).round(6).eq(1).all()
     head = tmp_path / "mil" / "head"
-    painted = run("heatmap", slides, "--head", head, "--features", features, "--out", tmp_path / "maps", "--limit", 2)
+    painted = run_command(
+        "heatmap", slides, "--head", head, "--features", features, "--out", tmp_path / "maps", "--limit", 2
+    )
     assert painted.returncode == 0, painted.stderr
     assert sorted(path.name for path in (tmp_path / "maps").glob("*.jpg")) == ["case_0.svs.jpg", "case_1.svs.jpg"]
 
@@ -142,7 +141,9 @@ def test_a_head_is_trained_applied_and_painted(slides, features, tmp_path):
 def test_a_label_with_one_case_is_refused(slides, features, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text((slides / "labels.csv").read_text().replace("case_5.svs,p5,y", "case_5.svs,p5,rare"))
-    refused = run("train-mil", "--features", features, "--cohort", table, "--out", tmp_path / "mil", "--folds", 3)
+    refused = run_command(
+        "train-mil", "--features", features, "--cohort", table, "--out", tmp_path / "mil", "--folds", 3
+    )
     assert refused.returncode == 1 and "rare" in refused.stderr and "Traceback" not in refused.stderr
     assert not (tmp_path / "mil" / "head").exists()
 
@@ -160,7 +161,7 @@ def test_a_label_with_one_case_is_refused(slides, features, tmp_path):
 )
 def test_numbers_that_make_no_sense_are_refused_before_anything_is_done(slides, tmp_path, options, message):
     words = {"--out": tmp_path / "o", "--mpp": 1, "--size": 64, **options}
-    finished = run("tile", slides, *(word for pair in words.items() for word in pair))
+    finished = run_command("tile", slides, *(word for pair in words.items() for word in pair))
     assert finished.returncode == 1 and finished.stderr.strip() == f"error: {finished.stderr.strip()[7:]}"
     assert message in finished.stderr and not (tmp_path / "o").exists()
 
@@ -175,20 +176,20 @@ def test_numbers_that_make_no_sense_are_refused_before_anything_is_done(slides, 
     ],
 )
 def test_a_mistake_ends_in_one_line(tmp_path, words, message):
-    finished = run(*words, cwd=tmp_path)
+    finished = run_command(*words, cwd=tmp_path)
     assert finished.returncode == 1
     assert finished.stderr.strip().splitlines()[-1].startswith(message) and "Traceback" not in finished.stderr
 
 
 def test_a_folder_without_slides_is_refused(tmp_path):
-    finished = run("tile", tmp_path, "--out", tmp_path / "o", "--mpp", 1, "--size", 64)
+    finished = run_command("tile", tmp_path, "--out", tmp_path / "o", "--mpp", 1, "--size", 64)
     assert finished.returncode == 1 and "holds no slide" in finished.stderr
 
 
 def test_doctor_passes_good_slides_and_names_bad_ones(slides, encoder, tmp_path):
-    good = run("doctor", slides, "--encoder", encoder)
+    good = run_command("doctor", slides, "--encoder", encoder)
     assert good.returncode == 0, good.stdout
     assert "one tile gives 32 numbers" in good.stdout
     (tmp_path / "broken.svs").write_bytes(b"nothing")
-    bad = run("doctor", tmp_path)
+    bad = run_command("doctor", tmp_path)
     assert bad.returncode == 1 and "broken.svs is no slide" in bad.stdout

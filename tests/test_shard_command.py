@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +11,22 @@ import pytest
 import yaml
 from damage import spoil_tiles
 from datasets import load_dataset
+from programs import Finished, run_command, run_recipe_here
 
 from hf_pathology.hub_upload.cards import _size_category
+from hf_pathology.recipes import pretrain_ibot
 from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.synthetic import draw_slide
 from hf_pathology.tiles.shard_manifest import Manifest
 from hf_pathology.tiles.shards import ShardBlocks
 
 
-PROGRAM = Path(sys.executable).parent / "hf-pathology"
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, RECIPE = ROOT / "docs" / "shards.md", ROOT / "recipes" / "pretrain_ibot.py"
+PAGE = ROOT / "docs" / "shards.md"
 
 
-def run(*words, **options) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [PROGRAM, "shard", *map(str, words)], env=environment, capture_output=True, text=True, check=False, **options
-    )
+def run(*words, cwd: Path | None = None) -> Finished:
+    return run_command("shard", *words, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(folder) -> list[subprocess.CompletedProcess]:
+def written(folder) -> list[Finished]:
     """The commands of the page, run in `folder`."""
     block = re.search(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
     return [run(*shlex.split(line)[2:], cwd=folder) for line in block.splitlines()]
@@ -179,13 +175,8 @@ cpu: true
 def test_pretraining_takes_shards_in_the_place_of_slides(folder, written, tmp_path):
     config, out = tmp_path / "small.yaml", tmp_path / "run"
     config.write_text(SMALL)
-    command = [sys.executable, RECIPE, "--config", config, "--shards", folder / "TARS", "--out", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def finished(*options):
-        return subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
-
-    trained = finished()
+    words = ["--config", config, "--shards", folder / "TARS", "--out", out]
+    trained = run_recipe_here(pretrain_ibot.main, *words)
     assert trained.returncode == 0, trained.stderr
     card = (out / "encoder" / "README.md").read_text(encoding="utf-8")
     tiles = Manifest.load(folder / "TARS").tiles
@@ -198,7 +189,7 @@ def test_pretraining_takes_shards_in_the_place_of_slides(folder, written, tmp_pa
             "error: say where the tiles come from: one of --slides, --shards and --tiles",
         ),
     ):
-        refused = finished("--out", tmp_path / "other", *options)
+        refused = run_recipe_here(pretrain_ibot.main, *words, "--out", tmp_path / "other", *options)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr
         assert message in refused.stderr.strip().splitlines()[-1]
 

@@ -128,11 +128,11 @@ def throughput(records: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows = [
         (
             after["step"],
-            (after["tiles"] - before["tiles"]) / after["seconds"],
+            (after["images"] - before["images"]) / after["seconds"],
             after["waited_seconds"] / after["seconds"],
         )
         for before, after in zip(records, records[1:])
-        if after.get("seconds", 0) > 0 and after["tiles"] > before["tiles"]
+        if after.get("seconds", 0) > 0 and after["images"] > before["images"]
     ]
     steps, speed, waited = np.array(rows, np.float64).reshape(-1, 3).T
     return steps, speed, waited

@@ -107,7 +107,7 @@ def pretraining_section(records: Records) -> Section:
         return Section("Pretraining", "The run has left no record.")
     _, losses = series(records, "loss")
     _, speed, waited = throughput(records)
-    text = f"The log reaches step {records[-1]['step']:,}, after {records[-1]['tiles']:,} tiles"
+    text = f"The log reaches step {records[-1]['step']:,}, after {records[-1]['images']:,} tiles"
     if len(speed):
         text += (
             f", at {np.median(speed):,.0f} tiles per second ({np.median(waited):.0%} of the time waiting for tiles)"

@@ -85,6 +85,7 @@ def weights(out) -> dict[str, torch.Tensor]:
     return load_file(Path(out) / "checkpoints" / "step_00000008" / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [ONE, TWO], ids=["one process", "two processes"])
 def test_a_killed_run_goes_on_to_the_same_bits(slides, tmp_path, launcher):
     straight = run(launcher, slides, tmp_path / "straight", *SHORT)

@@ -22,7 +22,7 @@ PANEL = {
 def record(step, loss=9.0, **more):
     schedules = {"learning_rate": 1e-4, "weight_decay": 0.04, "teacher_momentum": 0.99, "teacher_temperature": 0.04}
     losses = {"loss": loss, "cls_loss": loss / 2, "patch_loss": loss / 2, "teacher_patch_temperature": 0.04}
-    return {"step": step, "tiles": 48 * step, "seconds": 4.0, "waited_seconds": 0.5} | schedules | losses | more
+    return {"step": step, "images": 48 * step, "seconds": 4.0, "waited_seconds": 0.5} | schedules | losses | more
 
 
 LOGS = {
@@ -31,7 +31,7 @@ LOGS = {
     "single record": [record(0, **PANEL)],
     "a loss that is no number": [record(0), record(5, math.nan), record(10, math.inf), record(15)],
     "no finite loss": [record(0, math.nan), record(5, math.nan)],
-    "another method": [{"step": 0, "tiles": 0, "loss": 1.0, "learning_rate": 0.1, "feature_std": 0.0}],
+    "another method": [{"step": 0, "images": 0, "loss": 1.0, "learning_rate": 0.1, "feature_std": 0.0}],
 }
 
 
