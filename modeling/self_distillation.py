@@ -24,10 +24,15 @@ def view_loss(student_scores: torch.Tensor, teacher: torch.Tensor, temperature: 
         teacher: probabilities (V, B, K).
         temperature: divides the student's scores.
     """
+    n_teachers, batch, _ = teacher.shape
+    n_pairs = n_teachers * (len(student_scores) - 1)
+    everyone = teacher.sum(
+        dim=0
+    )  # (B, K): a student view has the cross-entropies with all teacher views in one product
     log_probabilities = (student_scores.float() / temperature).log_softmax(dim=-1)
-    cross_entropy = -torch.einsum("qbk,vbk->qv", teacher, log_probabilities) / teacher.shape[1]  # (V, V + L)
-    other = ~torch.eye(*cross_entropy.shape, dtype=torch.bool, device=cross_entropy.device)
-    return cross_entropy[other].mean()
+    same, others = log_probabilities[:n_teachers], log_probabilities[n_teachers:]
+    total = ((everyone - teacher) * same).sum() + (everyone * others).sum()
+    return -total / (n_pairs * batch)
 
 
 def hidden_patch_loss(

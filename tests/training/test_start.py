@@ -1,6 +1,8 @@
 """How recipes start and end: what is refused, what is seeded, and that a process ends whatever goes wrong."""
 
 import os
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from hf_pathology.errors import UserError
 from hf_pathology.training.interrupt import Interrupted
-from hf_pathology.training.start import run_recipe, start
+from hf_pathology.training.start import keep_freed_memory, run_recipe, start
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +33,19 @@ def test_deepspeed_is_refused_with_what_to_choose_instead(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match="DeepSpeed is refused: .* half precision.*ddp.yaml"):
         start(cpu=True, seed=0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_that_is_freed_is_taken_again_without_new_pages():
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            torch.ones(2**22)  # 16 MB, 4,096 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    new_pages()
+    assert new_pages() < 4096
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
