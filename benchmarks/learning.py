@@ -2,7 +2,7 @@
 
     python benchmarks/learning_data.py TILES DATA --whiten --grey
     python benchmarks/learning.py DATA/raw RUNS/dino-raw-0 --method dino --seed 0
-    python benchmarks/learning.py DATA/controlled RUNS/dino-hed-0 --method dino --seed 0 --change hed=0.05
+    python benchmarks/learning.py DATA/controlled RUNS/dino-hed-0 --own-statistics --seed 0 --change hed=0.05
     python benchmarks/learning_report.py RUNS/*/result.json
 
 DATA/... is a folder of tiles with a manifest of class, group and split: trained is on the tiles of split train, without
@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import yaml
@@ -114,18 +115,33 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=40.0, help="CPU time of the training")
     parser.add_argument(
+        "--own-statistics",
+        action="store_true",
+        help="normalise by the mean and deviation of the tiles, not ImageNet's",
+    )
+    parser.add_argument(
         "--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipe, VALUE as in YAML"
     )
     asked = parser.parse_args()
     changes = {name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in asked.change)}
-    options = {**COMMON, **METHODS[asked.method], "tiles": str(asked.tiles), "seed": asked.seed, **changes}
+    tiles = read_tile_folder(asked.tiles)
+    statistics = own_statistics(tiles) if asked.own_statistics else IMAGENET
+    options = {
+        **COMMON,
+        **METHODS[asked.method],
+        "tiles": str(asked.tiles),
+        "seed": asked.seed,
+        **statistics,
+        **changes,
+    }
     asked.run.mkdir(parents=True, exist_ok=True)
     steps = planned_steps(asked.run, asked.method, options, 60 * asked.minutes)
     train(asked.run / "trained", asked.method, {**options, "steps": steps, "export_every": steps // POINTS})
     still = {"steps": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 0}
     train(asked.run / "untrained", asked.method, {**options, **still})
     result = {"tiles": asked.tiles.name, "method": asked.method, "seed": asked.seed, "minutes": asked.minutes}
-    result |= {"changes": changes, **judge_run(asked.run, asked.method, read_tile_folder(asked.tiles), options)}
+    result |= {"own_statistics": asked.own_statistics, "changes": changes}
+    result |= judge_run(asked.run, asked.method, tiles, options)
     (asked.run / "result.json").write_text(json.dumps(result), encoding="utf-8")
     print(json.dumps(result["curve"][-1]))
 
@@ -157,6 +173,14 @@ def planned_steps(run: Path, method: str, options: dict[str, Any], seconds: floa
         each = (records[last] - records[first]) / (last - first)
         planned.write_text(yaml.safe_dump({"steps": int(seconds / each) // POINTS * POINTS}), encoding="utf-8")
     return read_yaml(planned)["steps"]
+
+
+def own_statistics(tiles: LabelledTiles) -> dict[str, list[float]]:
+    """The mean of the train tiles and their standard deviation, a mean over tiles, of each channel, between 0 and 1."""
+    known = TileDataset(tiles.subset("train"))
+    each = [cv2.meanStdDev(known[i]["tiles"]) for i in range(len(known))]  # (3, 1) twice
+    mean, std = np.mean(each, axis=0)[..., 0] / 255
+    return {"mean": mean.round(4).tolist(), "std": std.round(4).tolist()}
 
 
 # Judging.
@@ -198,7 +222,7 @@ def judge_encoder(
     """Of each way to judge, whether each val tile is classified rightly."""
     encoder = AutoModel.from_pretrained(path).eval()
     (known, known_labels), (asked, asked_labels) = pixels
-    statistics = {name: options.get(name, default) for name, default in IMAGENET.items()}
+    statistics = {name: options[name] for name in IMAGENET}
     features = [embed_tiles(encoder, part, both_tokens, **statistics) for part in (known, asked)]
     width = features[0].shape[1] // 2
     right = {}

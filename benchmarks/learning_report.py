@@ -19,7 +19,7 @@ from hf_pathology.evaluation.intervals import Interval, accuracy_difference, acc
 
 
 Run = dict[str, Any]
-SAME = ("tiles", "method", "minutes", "seed")  # in runs that are compared
+SAME = ("tiles", "method", "own_statistics", "minutes", "seed")  # in runs that are compared
 COLOURS = {"dino": "C0", "ibot": "C1", "mae": "C2"}
 
 

@@ -50,7 +50,7 @@ def start(*, cpu: bool, seed: int) -> Accelerator:
     return accelerator
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # the names of mallopt(3) for its parameters
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # the names of mallopt(3) for its parameters
 
 
 def keep_freed_memory() -> None:
@@ -61,7 +61,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
+        mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
