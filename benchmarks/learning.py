@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import yaml
 from transformers import AutoModel
+from transformers.utils import logging
 
 from hf_pathology.evaluation.knn import weighted_knn
 from hf_pathology.evaluation.tile_probe import embed_tiles, logistic_predictions, resized_tiles
@@ -107,7 +108,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tiles", type=Path)
     parser.add_argument("run", type=Path)
@@ -122,8 +123,9 @@ def main() -> None:
     parser.add_argument(
         "--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipe, VALUE as in YAML"
     )
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     changes = {name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in asked.change)}
+    logging.disable_progress_bar()
     tiles = read_tile_folder(asked.tiles)
     statistics = own_statistics(tiles) if asked.own_statistics else IMAGENET
     options = {
@@ -171,7 +173,8 @@ def planned_steps(run: Path, method: str, options: dict[str, Any], seconds: floa
         records = {record["step"]: record["cpu_seconds"] for record in read_log(run / "probe" / "log.jsonl")}
         first, last = PROBE // 3 - 1, 3 * (PROBE // 3 - 1)
         each = (records[last] - records[first]) / (last - first)
-        planned.write_text(yaml.safe_dump({"steps": int(seconds / each) // POINTS * POINTS}), encoding="utf-8")
+        steps = max(1, int(seconds / each) // POINTS) * POINTS
+        planned.write_text(yaml.safe_dump({"steps": steps}), encoding="utf-8")
     return read_yaml(planned)["steps"]
 
 

@@ -8,7 +8,7 @@ differences are paired: both encoders answer for the same groups in every resamp
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ SAME = ("tiles", "method", "own_statistics", "minutes", "seed")  # in runs that 
 COLOURS = {"dino": "C0", "ibot": "C1", "mae": "C2"}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--figures", type=Path, help="folder for learning_curves.svg and learning_panels.svg")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in asked.results]
     runs.sort(key=lambda run: (run["tiles"], run["method"], run["minutes"], str(run["changes"]), run["seed"]))
     plain = [run for run in runs if not run["changes"]]
