@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="normalise by the mean and deviation of the tiles, not ImageNet's",
     )
+    parser.add_argument("--unrelated", action="store_true", help="the control: each view is of another tile")
     parser.add_argument(
         "--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipe, VALUE as in YAML"
     )
@@ -138,10 +139,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     asked.run.mkdir(parents=True, exist_ok=True)
     steps = planned_steps(asked.run, asked.method, options, 60 * asked.minutes)
-    train(asked.run / "trained", asked.method, {**options, "steps": steps, "export_every": steps // POINTS})
+    recipe = [str(ROOT / "benchmarks/unrelated_recipe.py"), asked.method] if asked.unrelated else None
+    train(asked.run / "trained", asked.method, {**options, "steps": steps, "export_every": steps // POINTS}, recipe)
     still = {"steps": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 0}
     train(asked.run / "untrained", asked.method, {**options, **still})
     result = {"tiles": asked.tiles.name, "method": asked.method, "seed": asked.seed, "minutes": asked.minutes}
+    changes |= {"views": "unrelated"} if asked.unrelated else {}
     result |= {"own_statistics": asked.own_statistics, "changes": changes}
     result |= judge_run(asked.run, asked.method, tiles, options)
     (asked.run / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -151,17 +154,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 # Training, as a user does it.
 
 
-def train(out: Path, method: str, options: dict[str, Any]) -> None:
-    """Runs the recipe of the method, or goes on with the run."""
+def train(out: Path, method: str, options: dict[str, Any], recipe: list[str] | None = None) -> None:
+    """Runs the recipe of the method, or the words of another one, or goes on with the run."""
     out.mkdir(parents=True, exist_ok=True)
     config = out / "options.yaml"
     config.write_text(yaml.safe_dump({**options, "out": str(out)}), encoding="utf-8")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--mixed_precision", "bf16"]
     launch += ["--config_file", str(ROOT / "recipes/accelerate/cpu.yaml")]
     one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    recipe = [str(ROOT / f"recipes/pretrain_{method}.py"), "--config", str(config)]
+    recipe = recipe or [str(ROOT / f"recipes/pretrain_{method}.py")]
+    command = [*launch, *recipe, "--config", str(config)]
     with (out / "said.txt").open("a") as said:
-        subprocess.run([*launch, *recipe], env={**os.environ, **one_thread}, check=True, stdout=said, stderr=said)
+        subprocess.run(command, env={**os.environ, **one_thread}, check=True, stdout=said, stderr=said)
 
 
 def planned_steps(run: Path, method: str, options: dict[str, Any], seconds: float) -> int:

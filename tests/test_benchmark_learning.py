@@ -6,7 +6,9 @@ import learning
 import learning_report
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from unrelated_recipe import unrelated
 
 from hf_pathology.tiles.folder import read_tile_folder
 
@@ -59,6 +61,14 @@ def test_a_change_is_compared_with_the_run_of_the_same_seed_and_budget(tmp_path,
     rows = report(tmp_path, capsys, result(0, 30), result(0, 20, **hed), *others)
     (changed,) = [row for row in rows if "hed 0.05" in row]
     assert "-25.0 [-25.0, -25.0] | +25.0 [+25.0, +25.0]" in changed
+
+
+def test_no_two_views_of_the_control_are_of_one_tile():
+    views = torch.arange(8).expand(2, 8), torch.arange(8).expand(4, 8)  # the number of the tile in place of pixels
+    inputs = unrelated(lambda batch: dict(zip(("global_views", "local_views"), batch)))(views)
+    together = torch.cat([inputs["global_views"], inputs["local_views"]])  # (6, 8)
+    assert all(len(set(of_place.tolist())) == 6 for of_place in together.T)
+    assert all(sorted(view.tolist()) == list(range(8)) for view in together)
 
 
 @pytest.fixture(scope="module")
