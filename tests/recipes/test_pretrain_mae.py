@@ -125,7 +125,7 @@ def test_the_tiny_configuration_learns_and_leaves_an_encoder_and_an_autoencoder_
 def test_the_learning_rate_and_the_decay_are_those_of_mae(slides, tmp_path):
     pretrain_mae.main(command([], slides, tmp_path / "run", *SHORT, "--workers", "0"))
     records = read_log(tmp_path / "run" / "log.jsonl")
-    peak = 4.8e-2 * 16 / 256
+    peak = 3.2e-2 * 16 / 256
     assert [records[step]["learning_rate"] for step in range(3)] == pytest.approx([0.0, peak / 2, peak])
     assert {record["weight_decay"] for record in records} == {0.05}
 
