@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from launched_runs import RECIPES, assert_a_killed_run_ends_as_one_that_was_not, environment, launcher, weights
 from programs import run_recipe_here
-from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTModel
 
 from hf_pathology.errors import UserError
@@ -22,11 +22,7 @@ from hf_pathology.slides.synthetic import draw_slide
 from hf_pathology.training.log import read_log
 
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = str(ROOT / "recipes" / "pretrain_ibot.py")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-ONE = [*LAUNCH, "--config_file", str(ROOT / "recipes" / "accelerate" / "cpu.yaml"), RECIPE]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", RECIPE]
+RECIPE = str(RECIPES / "pretrain_ibot.py")
 SMALL = """
 mpp: 1.0
 tile_size: 32
@@ -61,75 +57,36 @@ def slides(tmp_path_factory) -> Path:
     return folder
 
 
-def command(launcher, slides, out, *options) -> list[str]:
+def command(launched, slides, out, *options) -> list[str]:
     config = Path(out).parent / "small.yaml"
     config.write_text(SMALL)
-    return [*launcher, "--config", str(config), "--slides", str(slides), "--out", str(out), *options]
+    return [*launched, "--config", str(config), "--slides", str(slides), "--out", str(out), *options]
 
 
-def run(launcher, slides, out, *options) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = command(launcher, slides, out, *options)
-    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-
-
-def run_and_kill(launcher, slides, out, step: int) -> None:
-    """Runs until the checkpoint of `step` is there, then kills all its processes with SIGKILL."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(launcher, slides, out),
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    waited_for = Path(out) / "checkpoints" / f"step_{step:08d}"
-    deadline = time.monotonic() + 120
-    while not waited_for.is_dir() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert waited_for.is_dir()
-
-
-def weights(out) -> dict[str, torch.Tensor]:
-    return load_file(Path(out) / "checkpoints" / "step_00000008" / "model.safetensors")
-
-
-@pytest.mark.parametrize("launcher", [ONE, TWO], ids=["one process", "two processes"])
-def test_a_killed_run_goes_on_to_the_same_bits(slides, tmp_path, launcher):
-    straight = run(launcher, slides, tmp_path / "straight")
-    assert straight.returncode == 0, straight.stderr
-    run_and_kill(launcher, slides, tmp_path / "killed", step=4)
-    resumed = run(launcher, slides, tmp_path / "killed")
-    assert resumed.returncode == 0, resumed.stderr
-    expected, found = weights(tmp_path / "straight"), weights(tmp_path / "killed")
-    assert expected.keys() == found.keys()
-    for name in expected:
-        assert torch.equal(expected[name], found[name]), name
-    losses = [[record["loss"] for record in read_log(tmp_path / out / "log.jsonl")] for out in ("straight", "killed")]
-    assert len(losses[0]) == 8 and losses[0] == losses[1]
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_to_the_same_bits(slides, tmp_path, processes):
+    launched = launcher("pretrain_ibot.py", processes)
+    assert_a_killed_run_ends_as_one_that_was_not(lambda out: command(launched, slides, out), tmp_path)
     encoder, loading = AutoModel.from_pretrained(tmp_path / "killed" / "encoder", output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
-    assert torch.equal(encoder.layernorm.weight, found["teacher.layernorm.weight"])
+    assert torch.equal(encoder.layernorm.weight, weights(tmp_path / "killed")["teacher.layernorm.weight"])
     card = (tmp_path / "killed" / "encoder" / "README.md").read_text()
     assert "iBOT" in card and "2, of 2 cases" in card
-    assert_each_process_read_its_own_tiles(tmp_path / "straight", world=1 if launcher is ONE else 2)
+    assert_each_process_read_its_own_tiles(tmp_path / "straight", processes)
 
 
-def assert_each_process_read_its_own_tiles(out, world: int) -> None:
+def assert_each_process_read_its_own_tiles(out: Path, processes: int) -> None:
     """That the windows of the ranks take turns."""
-    checkpoint = Path(out) / "checkpoints" / "step_00000008"
-    assert json.loads((checkpoint / "checkpoint.json").read_text())["world_size"] == world
-    places = [json.loads((checkpoint / f"data_{rank}.json").read_text())["places"] for rank in range(world)]
-    assert [own[0][0] % world for own in places] == list(range(world))
+    checkpoint = out / "checkpoints" / "step_00000008"
+    assert json.loads((checkpoint / "checkpoint.json").read_text())["world_size"] == processes
+    places = [json.loads((checkpoint / f"data_{rank}.json").read_text())["places"] for rank in range(processes)]
+    assert [own[0][0] % processes for own in places] == list(range(processes))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_processes_saves_the_run_and_ends_it(slides, tmp_path, number):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *command([RECIPE], slides, tmp_path / "run", "--steps", "2000", "--log_every", "1")]
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
     log = tmp_path / "run" / "log.jsonl"
     deadline = time.monotonic() + 120
     while len(read_log(log)) < 3 and process.poll() is None and time.monotonic() < deadline:

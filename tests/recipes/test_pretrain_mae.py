@@ -1,20 +1,15 @@
 """The MAE recipe as a user runs it: it learns, is killed and goes on, on one process and on two, and starts from releases."""
 
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launched_runs import assert_a_killed_run_ends_as_one_that_was_not, launcher
 from PIL import Image
-from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTMAEForPreTraining, ViTModel
 
@@ -34,10 +29,6 @@ from hf_pathology.training.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
-RECIPE = str(ROOT / "recipes" / "pretrain_mae.py")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-ONE = [*LAUNCH, "--config_file", str(ROOT / "recipes" / "accelerate" / "cpu.yaml"), RECIPE]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", RECIPE]
 SHORT = ["--steps", "8", "--warmup_steps", "2", "--log_every", "1", "--panel_every", "4", "--checkpoint_every", "2"]
 
 
@@ -49,56 +40,16 @@ def slides(tmp_path_factory) -> Path:
     return folder
 
 
-def command(launcher, slides, out, *options) -> list[str]:
+def command(launched, slides, out, *options) -> list[str]:
     config = str(CONFIGS / "mae_tiny.yaml")
-    return [*launcher, "--config", config, "--slides", str(slides), "--out", str(out), *options]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(launcher, slides, out, *options) -> subprocess.CompletedProcess:
-    words = command(launcher, slides, out, *options)
-    return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
-
-
-def run_and_kill(launcher, slides, out, step: int) -> None:
-    """Runs until the checkpoint of `step` is there, then kills all its processes with SIGKILL."""
-    process = subprocess.Popen(
-        command(launcher, slides, out, *SHORT),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    waited_for = Path(out) / "checkpoints" / f"step_{step:08d}"
-    deadline = time.monotonic() + 120
-    while not waited_for.is_dir() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert waited_for.is_dir()
-
-
-def weights(out) -> dict[str, torch.Tensor]:
-    return load_file(Path(out) / "checkpoints" / "step_00000008" / "model.safetensors")
+    return [*launched, "--config", config, "--slides", str(slides), "--out", str(out), *options]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [ONE, TWO], ids=["one process", "two processes"])
-def test_a_killed_run_goes_on_to_the_same_bits(slides, tmp_path, launcher):
-    straight = run(launcher, slides, tmp_path / "straight", *SHORT)
-    assert straight.returncode == 0, straight.stderr
-    run_and_kill(launcher, slides, tmp_path / "killed", step=4)
-    resumed = run(launcher, slides, tmp_path / "killed", *SHORT)
-    assert resumed.returncode == 0, resumed.stderr
-    expected, found = weights(tmp_path / "straight"), weights(tmp_path / "killed")
-    assert expected.keys() == found.keys()
-    for name in expected:
-        assert torch.equal(expected[name], found[name]), name
-    losses = [[record["loss"] for record in read_log(tmp_path / out / "log.jsonl")] for out in ("straight", "killed")]
-    assert len(losses[0]) == 8 and losses[0] == losses[1]
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_to_the_same_bits(slides, tmp_path, processes):
+    launched = launcher("pretrain_mae.py", processes)
+    assert_a_killed_run_ends_as_one_that_was_not(lambda out: command(launched, slides, out, *SHORT), tmp_path)
 
 
 def test_the_tiny_configuration_learns_and_leaves_an_encoder_and_an_autoencoder_behind(slides, tmp_path):
