@@ -18,6 +18,9 @@ import numpy as np
 from hf_pathology.evaluation.intervals import Interval, accuracy_difference, accuracy_interval
 
 
+plt.rcParams["svg.fonttype"] = "none"  # text stays text
+plt.rcParams["svg.hashsalt"] = "learning"  # the same file for the same runs
+
 Run = dict[str, Any]
 SAME = ("tiles", "method", "own_statistics", "minutes", "seed")  # in runs that are compared
 COLOURS = {"dino": "C0", "ibot": "C1", "mae": "C2"}
@@ -135,7 +138,7 @@ def finish(figure: plt.Figure, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
