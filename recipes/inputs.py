@@ -1,12 +1,32 @@
-"""What every pretraining recipe feeds its method: a batch of views on the accelerator, coloured there."""
+"""What every pretraining recipe feeds its method: views of tiles in batches, coloured on the accelerator."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
+from hf_pathology.recipes.slide_data import SlideData, TileData
+from hf_pathology.tiles.loader import TileLoader
 from hf_pathology.tiles.photometric import Photometric
-from hf_pathology.tiles.views import ViewOptions
+from hf_pathology.tiles.views import MultiCrop, ViewOptions
+from hf_pathology.training.options import TrainingOptions
+
+
+def view_loader(
+    cohort: TileData, to_views: MultiCrop, data: SlideData, training: TrainingOptions, accelerator: Accelerator
+) -> TileLoader:
+    """The endless batches of views of this rank's tiles of the cohort."""
+    return TileLoader(
+        cohort.source,
+        to_views,
+        batch_size=training.batch_size,
+        window=data.window,
+        seed=training.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        workers=data.workers,
+    )
 
 
 def views_to_inputs(views: ViewOptions, device: torch.device) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:

@@ -13,14 +13,13 @@ from pathlib import Path
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.recipes.encoder_release import EncoderRelease, end_run
-from hf_pathology.recipes.inputs import views_to_inputs
+from hf_pathology.recipes.inputs import view_loader, views_to_inputs
 from hf_pathology.recipes.judge import JudgeOptions, make_judge
 from hf_pathology.recipes.slide_data import SlideData, load_tiles
 from hf_pathology.recipes.trunk import TrunkOptions, make_method, patch_grid, views_for_release
 from hf_pathology.slides.tiling import GridOptions
 from hf_pathology.tiles.filters import FilterOptions
 from hf_pathology.tiles.hidden import HiddenOptions, HiddenPatches
-from hf_pathology.tiles.loader import TileLoader
 from hf_pathology.tiles.views import MultiCrop, ViewOptions
 from hf_pathology.training.config import deciding, parse_config
 from hf_pathology.training.loop import TrainingLoop
@@ -71,30 +70,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = start(cpu=training.cpu, seed=training.seed)
     out = Path(data.out)
 
-    # Slides (or shards) to tiles to views.
-    cohort = load_tiles(data, grid, filters, accelerator)
+    # What is asked for is made, and mistakes are told, before any slide is read.
     views = views_for_release(views, trunk, grid.mpp)
     model = make_method(
         IbotForPreTraining, lambda config: IbotConfig(config, **asdict(numbers)), trunk, views.global_size, accelerator
     )
     edge = patch_grid(model.config.encoder_config, views.global_size)
     views.check_tile_size(grid.tile_size)
-    loader = TileLoader(
-        cohort.source,
-        MultiCrop(views, training.seed, HiddenPatches(patches, edge, edge)),
-        batch_size=training.batch_size,
-        window=data.window,
-        seed=training.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        workers=data.workers,
-    )
+    judge = make_judge(judging, views, training)
 
-    # Views to loss.
+    # Tiles (of slides, of shards, of a folder) to views to loss.
+    cohort = load_tiles(data, grid, filters, accelerator)
+    loader = view_loader(
+        cohort, MultiCrop(views, training.seed, HiddenPatches(patches, edge, edge)), data, training, accelerator
+    )
     config = deciding(cohort, filters, views, patches, trunk, numbers, training, data)
     release = EncoderRelease("iBOT", lambda: model.encoder, views, config, cohort, training, out)
     to_inputs = views_to_inputs(views, accelerator.device)
-    judge = make_judge(judging, views, training)
     TrainingLoop(model, loader, to_inputs, training, accelerator, out, config, export=release, judge=judge).run()
 
     # Loss to release.

@@ -1,4 +1,4 @@
-"""The first paragraph of every pretraining recipe: the tiles of slides, of shards or of a folder, and what could not be used."""
+"""The second paragraph of every pretraining recipe: the tiles of slides, of shards or of a folder, and what could not be used."""
 
 import hashlib
 import sys

@@ -1,4 +1,4 @@
-"""The second paragraph of every pretraining recipe: the trunk, new or from a release, and how it is computed."""
+"""The first paragraph of every pretraining recipe: the trunk, new or from a release, and how it is computed."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace

@@ -149,3 +149,17 @@ def test_a_mistake_ends_in_one_line(slides, tmp_path, options, message):
     finished = run_recipe_here(pretrain_ibot.main, *command([], slides, tmp_path / "run", *options))
     assert finished.returncode == 1
     assert message in finished.stderr and "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--global_size", "50"],
+        ["--judge_every", "5"],
+        ["--judge", "nowhere", "--judge_every", "5"],
+        ["--trunk", "resnet"],
+    ],
+)
+def test_a_mistake_of_the_model_or_the_judge_is_told_before_any_slide_is_read(slides, tmp_path, options):
+    finished = run_recipe_here(pretrain_ibot.main, *command([], slides, tmp_path / "run", *options))
+    assert finished.returncode == 1 and finished.stderr.startswith("error: ") and not (tmp_path / "run").exists()

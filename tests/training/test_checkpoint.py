@@ -180,6 +180,7 @@ def reseal(folder: Path, content: dict) -> None:
 
 def test_random_states_that_cannot_be_restored_are_an_error_and_not_passed_over(run):
     folder = run / "checkpoints" / "step_00000006"
+    # Python's and numpy's states are no tensors; the file was written by this test's own run.
     states = torch.load(folder / "random_states_0.pkl", weights_only=False)
     del states["torch_manual_seed"]
     torch.save(states, folder / "random_states_0.pkl")
