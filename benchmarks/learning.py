@@ -2,7 +2,7 @@
 
     python benchmarks/learning_data.py TILES DATA --whiten --grey
     python benchmarks/learning.py DATA/raw RUNS/dino-raw-0 --method dino --seed 0
-    python benchmarks/learning.py DATA/controlled RUNS/dino-hed-0 --own-statistics --seed 0 --change hed=0.05
+    python benchmarks/learning.py DATA/controlled RUNS/dino-hed-0 --setting colourless --minutes 10 --change hed=0.05
     python benchmarks/learning_report.py RUNS/*/result.json
 
 DATA/... is a folder of tiles with a manifest of class, group and split: trained is on the tiles of split train, without
@@ -65,6 +65,7 @@ COMMON = {
     "panel_every": 100,
     "checkpoint_every": 1000,
     "cpu": True,
+    **IMAGENET,
 }
 MULTI_CROP = {"local_size": 48, "local_views": 4}
 SELF_DISTILLATION = {
@@ -106,6 +107,22 @@ METHODS: dict[str, dict[str, Any]] = {
         "clip_gradient": 0.0,
     },
 }
+QUIET_TEACHER = {"teacher_temperature": 0.02, "warmup_teacher_temperature": 0.02}
+QUIET_VIEWS = {"jitter": [0.1, 0.1, 0.1, 0.02], "gray": 0.0, "blur": [0.0, 0.0, 0.0], "solarize": 0.0}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {  # what differs from METHODS
+    "published": {method: {} for method in METHODS},
+    "colourless": {  # for tiles whose colours say little; normalised by their own statistics
+        "dino": {"initializer_range": 0.06, **QUIET_TEACHER, **QUIET_VIEWS},
+        "ibot": {
+            "initializer_range": 0.06,
+            **QUIET_TEACHER,
+            "teacher_patch_temperature": 0.02,
+            "warmup_teacher_patch_temperature": 0.02,
+            **QUIET_VIEWS,
+        },
+        "mae": {},
+    },
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,11 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=METHODS, default="dino")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=40.0, help="CPU time of the training")
-    parser.add_argument(
-        "--own-statistics",
-        action="store_true",
-        help="normalise by the mean and deviation of the tiles, not ImageNet's",
-    )
+    parser.add_argument("--setting", choices=SETTINGS, default="published")
     parser.add_argument("--unrelated", action="store_true", help="the control: each view is of another tile")
     parser.add_argument(
         "--change", nargs="+", default=[], metavar="OPTION=VALUE", help="of the recipe, VALUE as in YAML"
@@ -128,12 +141,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = {name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in asked.change)}
     logging.disable_progress_bar()
     tiles = read_tile_folder(asked.tiles)
-    statistics = own_statistics(tiles) if asked.own_statistics else IMAGENET
+    statistics = {} if asked.setting == "published" else own_statistics(tiles)
     options = {
         **COMMON,
         **METHODS[asked.method],
         "tiles": str(asked.tiles),
         "seed": asked.seed,
+        **SETTINGS[asked.setting][asked.method],
         **statistics,
         **changes,
     }
@@ -145,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train(asked.run / "untrained", asked.method, {**options, **still})
     result = {"tiles": asked.tiles.name, "method": asked.method, "seed": asked.seed, "minutes": asked.minutes}
     changes |= {"views": "unrelated"} if asked.unrelated else {}
-    result |= {"own_statistics": asked.own_statistics, "changes": changes}
+    result |= {"setting": asked.setting, "changes": changes}
     result |= judge_run(asked.run, asked.method, tiles, options)
     (asked.run / "result.json").write_text(json.dumps(result), encoding="utf-8")
     print(json.dumps(result["curve"][-1]))

@@ -22,7 +22,7 @@ plt.rcParams["svg.fonttype"] = "none"  # text stays text
 plt.rcParams["svg.hashsalt"] = "learning"  # the same file for the same runs
 
 Run = dict[str, Any]
-SAME = ("tiles", "method", "own_statistics", "minutes", "seed")  # in runs that are compared
+SAME = ("tiles", "method", "setting", "minutes", "seed")  # in runs that are compared
 COLOURS = {"dino": "C0", "ibot": "C1", "mae": "C2"}
 
 

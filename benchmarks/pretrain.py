@@ -23,164 +23,53 @@ multiplication with an addition is two. The device's peak is that of one large m
 """
 
 import argparse
-import math
 import multiprocessing
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import cv2
-import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
-from plain_pretraining import PlainTiles
-from pretrain_ways import (
-    METHODS,
-    SIZES,
-    OurStep,
-    Setup,
-    Way,
-    computed,
-    formula_flops,
-    our_model,
-    plain_step,
-    published,
-    small,
-    ways,
+from pretrain_clocks import (
+    DTYPES,
+    Options,
+    counted_flops,
+    draw_tiles,
+    in_turn,
+    make_inputs,
+    peak_flops,
+    print_table,
+    read_rows,
+    seconds_of,
+    times,
 )
-from torch import nn
+from pretrain_pipeline import (
+    BATCH,
+    COLOURS,
+    FORWARD,
+    HEADS,
+    OF_STEP,
+    STUDENT,
+    TEACHER,
+    VIEWS,
+    our_parts,
+    our_pipeline,
+    plain_parts,
+    plain_pipeline,
+)
+from pretrain_ways import METHODS, SIZES, Setup, formula_flops, published, small
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader, default_collate
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.data import default_collate
 
 from hf_pathology.recipes.inputs import views_to_inputs
-from hf_pathology.slides.synthetic import draw_slide
-from hf_pathology.tiles.folder import read_tile
-from hf_pathology.tiles.folder_blocks import FolderBlocks, find_images
-from hf_pathology.tiles.loader import TileLoader
-from hf_pathology.training.loop import TrainingLoop
-from hf_pathology.training.options import TrainingOptions
 from hf_pathology.training.start import keep_freed_memory
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VIEWED = 32  # tiles whose views are made in a round
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to measure; see `--help`."""
-
-    device: torch.device
-    precisions: list[str]
-    plain_precisions: list[str]
-    rounds: int
-    steps: int
-    workers: int
-    peak: float | None = None
-    profile: bool = False
-
-    def ways(self, setup: Setup) -> list[Way]:
-        return ways(setup, self.precisions, self.plain_precisions, self.device)
-
-    def clock(self) -> float:
-        """Seconds of processor time, with a GPU those that pass."""
-        return time.process_time() if self.device.type == "cpu" else time.perf_counter()
-
-
-# Tiles.
-
-
-def draw_tiles(folder: Path, size: int, count: int = 128) -> None:
-    """Writes JPEGs of drawn tissue, as many as there is room for, up to `count`."""
-    edge = math.ceil((3 * count) ** 0.5)  # tiles along the slide, of which two fifths are tissue
-    slide, tissue = draw_slide(0, "glandular", edge * size)
-    covered = cv2.resize(tissue.mask.astype(np.float32), (edge, edge), interpolation=cv2.INTER_AREA) > 0.5
-    for number, (top, left) in enumerate(np.argwhere(covered)[:count] * size):
-        Image.fromarray(slide[top : top + size, left : left + size]).save(folder / f"{number:04d}.jpg", quality=90)
-
-
-def read_rows(folder: Path, setup: Setup, count: int) -> list[dict[str, Any]]:
-    """The first `count` tiles, over again where there are fewer, as the stream hands them to `MultiCrop`."""
-    size = (setup.tile_size, setup.tile_size)
-    tiles = [read_tile(folder / path) for path in find_images(folder)[:count]]
-    tiles = [cv2.resize(tile, size, interpolation=cv2.INTER_AREA) for tile in tiles]
-    places = [{"slide": "tiles", "xy": np.array([number, 0]), "epoch": 0} for number in range(count)]
-    return [{"tile": tiles[number % len(tiles)], **place} for number, place in enumerate(places)]
-
-
-def make_inputs(setup: Setup, rows: list[dict[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of views of all rows, on the device."""
-    make = setup.multi_crop()
-    return views_to_inputs(setup.views, device)(default_collate([make(row) for row in rows]))
-
-
-# Clocks.
-
-
-def seconds_of(run: Callable[[], Any], times: int, device: torch.device) -> float:
-    """Seconds of one `run`, of `times` in a row: by events of a GPU, or of processor time."""
-    if device.type == "cuda":
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        for _ in range(times):
-            run()
-        ended.record()
-        ended.synchronize()
-        return began.elapsed_time(ended) / 1000 / times
-    start = time.process_time()
-    for _ in range(times):
-        run()
-    return (time.process_time() - start) / times
-
-
-def in_turn(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each says in each round; they take turns at being first, and a round before the first is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for turn in range(rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            value = runs[name]()
-            if turn:
-                found[name].append(value)
-    return found
-
-
-def times(slow: list[float], fast: list[float]) -> str:
-    """How many times less `fast` takes: the median of the rounds, the least and the most."""
-    ratios = sorted(one / other for one, other in zip(slow, fast))
-    return f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-
-
-def peak_flops(precision: str, options: Options) -> float:
-    """FLOP/s of one large matrix product, the best of several."""
-    if options.peak:
-        return options.peak * 1e12
-    edge = 8192 if options.device.type == "cuda" else 2048
-    left, right = (torch.randn(edge, edge, device=options.device).to(DTYPES[precision]) for _ in range(2))
-    return 2 * edge**3 / min(seconds_of(lambda: left @ right, 2, options.device) for _ in range(6))
-
-
-def counted_flops(run: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    print(f"\n{title}\n\n| " + " | ".join(columns) + " |\n|" + "---|" * len(list(columns)))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print(end="", flush=True)
 
 
 # The measures.
@@ -251,79 +140,6 @@ def measure_views(setup: Setup, folder: Path, options: Options) -> None:
     )
 
 
-class Enough(Exception):
-    """Ends a training loop from within its loader."""
-
-
-class TimedLoader:
-    """Hands on the batches of a loader, and ends the training loop after some steps."""
-
-    def __init__(self, loader: TileLoader, options: Options):
-        self.loader, self.options = loader, options
-        self.seconds = 0.0  # of a step with the making of a batch, in the last run of the loop
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, batch in enumerate(self.loader):
-            if number == 1:  # the loop may ask for a batch before it takes the step of the one before
-                began = self.options.clock()
-            if number == 1 + self.options.steps:
-                self.seconds = (self.options.clock() - began) / self.options.steps
-                raise Enough
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        self.loader.load_state_dict(states)
-
-
-def our_pipeline(setup: Setup, folder: Path, out: Path, options: Options) -> Callable[[], float]:
-    """Seconds of a step in the training loop of the recipes, from images on disk."""
-    on_cpu, precision = options.device.type == "cpu", {"bf16": "bf16", "fp32": "no"}[options.precisions[0]]
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision)
-    source = FolderBlocks(folder, in_memory=True)
-    loader = TimedLoader(
-        TileLoader(source, setup.multi_crop(), batch_size=setup.batch_size, workers=options.workers), options
-    )
-    model = computed(our_model(setup, accelerator.device), compile=not on_cpu)
-    to_inputs = views_to_inputs(setup.views, accelerator.device)
-    training = TrainingOptions(steps=10**6, batch_size=setup.batch_size, checkpoint_every=10**6, cpu=on_cpu)
-    loop = TrainingLoop(model, loader, to_inputs, training, accelerator, out, config={})
-
-    def run() -> float:
-        with suppress(Enough):
-            loop.run()
-        return loader.seconds
-
-    return run
-
-
-def plain_pipeline(setup: Setup, folder: Path, precision: str, options: Options) -> Callable[[], float]:
-    """Seconds of a step of the plain way, from images on disk."""
-    step, loader = plain_step(setup, precision, options.device), plain_loader(setup, folder, options)
-
-    def run() -> float:
-        for number, batch in enumerate(loader):
-            if number == 0:
-                began = options.clock()
-            if number == options.steps:
-                return (options.clock() - began) / options.steps
-            step(*([each.to(options.device, non_blocking=True) for each in kind] for kind in batch))
-        raise AssertionError("there is always another batch")
-
-    return run
-
-
-def plain_loader(setup: Setup, folder: Path, options: Options) -> DataLoader:
-    """Endless batches of Pillow's views of tiles in random order."""
-    tiles = PlainTiles([folder / path for path in find_images(folder)], setup.plain_views())
-    chance = torch.Generator().manual_seed(0)
-    order = (int(torch.randint(len(tiles), (), generator=chance)) for _ in iter(int, 1))
-    pinned = options.device.type == "cuda"
-    return DataLoader(tiles, setup.batch_size, sampler=order, num_workers=options.workers, pin_memory=pinned)
-
-
 def measure_pipeline(setup: Setup, folder: Path, options: Options) -> None:
     """Prints images a second with everything counted, and how many the step alone would make on a GPU."""
     runs = {}
@@ -341,89 +157,6 @@ def measure_pipeline(setup: Setup, folder: Path, options: Options) -> None:
         table.append([name, f"{1 / each:,.1f}", f"{each * 1000:.2f}", *ratios])
     columns = ["way", "img/s", "ms/img", *(f"times {name}" for name in runs if name != ours)]
     print_table(f"{setup}: pipeline, {options.workers} workers", columns, table)
-
-
-class Parts:
-    """Adds up the seconds of the parts of a run, by the names that they are given."""
-
-    def __init__(self, options: Options):
-        self.options = options
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._began: dict[str, float] = {}
-
-    def timed(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            self._begin(name)
-            result = call(*args, **kwargs)
-            self._end(name)
-            return result
-
-        return run
-
-    def of_methods(self, owner: Any, **names: str) -> None:
-        """Times these methods of `owner` from now on."""
-        for method, name in names.items():
-            setattr(owner, method, self.timed(getattr(owner, method), name))
-
-    def of_modules(self, first: nn.Module, last: nn.Module, name: str) -> None:
-        """Times from the call of `first` to the end of `last`, which may be the same."""
-        first.register_forward_pre_hook(lambda *_: self._begin(name))
-        last.register_forward_hook(lambda *_: self._end(name))
-
-    def _begin(self, name: str) -> None:
-        self._began.setdefault(name, self._now())
-
-    def _end(self, name: str) -> None:
-        self.seconds[name] += self._now() - self._began.pop(name)
-
-    def _now(self) -> float:
-        if self.options.device.type == "cuda":
-            torch.cuda.synchronize()
-        return self.options.clock()
-
-
-VIEWS, BATCH, COLOURS, TEACHER, STUDENT, HEADS = "views", "batch", "colour changes", "teacher", "student", "heads"
-FORWARD = "forward"
-OF_STEP = {
-    "forward": FORWARD,
-    "backward": "backward",
-    "clip_gradients": "norms, clipping",
-    "optimize": "optimizer",
-    "follow": "centres, EMA",
-}
-
-
-def plain_parts(setup: Setup, folder: Path, precision: str, options: Options) -> tuple[Parts, Callable[[], None]]:
-    """The clock of its parts, and a step of the plain way with the making of its batch."""
-    parts, step = Parts(options), plain_step(setup, precision, options.device)
-    loader = plain_loader(setup, folder, options)
-    loader.dataset.views = parts.timed(loader.dataset.views, VIEWS)
-    for trunk, name in ((step.method.teacher, TEACHER), (step.method.student, STUDENT)):
-        parts.of_modules(trunk.patch_embed, trunk.norm, name)
-    for head in (step.method.teacher_head, step.method.student_head):
-        parts.of_modules(head, head, HEADS)
-    parts.of_methods(step, **OF_STEP)
-    batches = iter(loader)
-    draw = parts.timed(lambda: next(batches), BATCH)
-    return parts, lambda: step(*([each.to(options.device) for each in kind] for kind in draw()))
-
-
-def our_parts(setup: Setup, folder: Path, options: Options) -> tuple[Parts, Callable[[], None]]:
-    """The same of ours."""
-    parts, model = Parts(options), our_model(setup, options.device)
-    step, source = OurStep(model, options.precisions[0]), FolderBlocks(folder, in_memory=True)
-    loader = TileLoader(source, parts.timed(setup.multi_crop(), VIEWS), batch_size=setup.batch_size, workers=0)
-    to_inputs = parts.timed(views_to_inputs(setup.views, options.device), COLOURS)
-    for who, name in (("teacher", TEACHER), ("student", STUDENT)):
-        if trunk := getattr(model, who, None):
-            parts.of_modules(trunk.embeddings, trunk.layernorm, name)
-    for name, child in model.named_children():
-        for part in child.children() if name.endswith("_head") else []:
-            parts.of_modules(part, part, HEADS)
-    parts.of_methods(step, **OF_STEP)
-    batches = iter(loader)
-    draw = parts.timed(lambda: next(batches), BATCH)
-    return parts, lambda: step(**to_inputs(draw()))
 
 
 def measure_parts(setup: Setup, folder: Path, options: Options) -> None:

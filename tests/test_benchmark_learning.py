@@ -30,7 +30,7 @@ def result(seed: int, right: int, **more) -> dict:
         for step, share in ((0, 0.25), (40, right / TILES))
     ]
     panel = {"teacher_entropy": 5.0, "uniform_entropy": 7.6, "kl": 0.4, "effective_rank": 9.0, "prototype_usage": 0.2}
-    fixed = {"tiles": "raw", "method": "dino", "seed": seed, "minutes": 40.0, "own_statistics": False, "changes": {}}
+    fixed = {"tiles": "raw", "method": "dino", "seed": seed, "minutes": 40.0, "setting": "published", "changes": {}}
     correct = {"untrained": {"cls kNN": knows(10)}, "trained": {"cls kNN": knows(right)}}
     groups = [tile // (TILES // GROUPS) for tile in range(TILES)]
     panels = [{"images": images, **panel} for images in (0, 2560)]
