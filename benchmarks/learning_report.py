@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--figures", type=Path, help="folder for learning_curves.svg and learning_panels.svg")
     asked = parser.parse_args(argv)
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in asked.results]
-    runs.sort(key=lambda run: (run["tiles"], run["method"], run["minutes"], str(run["changes"]), run["seed"]))
+    runs.sort(key=lambda run: (run["tiles"], run["method"], run["minutes"], named(run), run["seed"]))
     plain = [run for run in runs if not run["changes"]]
     print_learning(plain)
     print_changes(runs)
@@ -69,11 +69,15 @@ def print_changes(runs: list[Run]) -> None:
         if base is None or len(same) == 1:
             continue
         judge = next(iter(run["correct"]["trained"]))
-        change = ", ".join(f"{name} {value}" for name, value in run["changes"].items()) or "none"
-        cells = [f"{run['tiles']}, {run['method']}, {run['minutes']:g}", change, str(run["seed"])]
+        cells = [f"{run['tiles']}, {run['method']}, {run['minutes']:g}", named(run) or "none", str(run["seed"])]
         cells += [f"{run['curve'][-1]['images']:,}", percent(accuracy(run, "trained", judge))]
         cells += ["" if run is base else percent(gain(run, base, judge), sign="+")]
         print(f"| {' | '.join([*cells, percent(gain(run, run, judge, than='untrained'), sign='+')])} |")
+
+
+def named(run: Run) -> str:
+    """What was changed in the run, "" for nothing."""
+    return ", ".join(f"{name} {value}" for name, value in run["changes"].items())
 
 
 def correct(run: Run, which: str, judge: str) -> np.ndarray:
