@@ -41,6 +41,18 @@ def export_hipt(
     return Path(directory)
 
 
+def export_region_encoder(model: HiptRegionModel, directory: str | Path, card: str | None = None) -> Path:
+    """Writes the second level alone, for features of tiles (B, D, h, w), with its code; returns `directory`."""
+    carry_code()
+    with atomic_directory(directory) as partial:
+        copy = HiptRegionModel(HiptRegionConfig.from_dict(model.config.to_dict()))
+        copy.load_state_dict({name: weight.cpu() for name, weight in model.state_dict().items()})
+        copy.save_pretrained(partial)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+    return Path(directory)
+
+
 def plain_hipt(model: HiptModel) -> HiptModel:
     """A copy of `model` on the CPU, in eval mode, whose configuration has nothing of training."""
     config = HiptConfig.from_dict(model.config.to_dict())

@@ -17,6 +17,7 @@ class RegionBlocks:
     Args:
         folder: with the files that `hf-pathology embed --regions` wrote, at any depth.
         slides: keys of the slides to use; all when None.
+        limit: use only this many of them.
 
     Attributes:
         grid: tiles along an edge of a region.
@@ -33,7 +34,7 @@ class RegionBlocks:
 
     weights = None
 
-    def __init__(self, folder: str | Path, slides: Sequence[str] | None = None):
+    def __init__(self, folder: str | Path, slides: Sequence[str] | None = None, *, limit: int | None = None):
         self.folder = Path(folder)
         self.problems: list[str] = []
         self._bags: dict[int, SlideFeatures] = {}  # those that this process has opened
@@ -44,7 +45,7 @@ class RegionBlocks:
             raise UserError(
                 f"{folder} has no features of {', '.join(missing[:5])}: run `hf-pathology embed --regions`"
             )
-        keys = [key for key in keys if slides is None or key in set(slides)]
+        keys = [key for key in keys if slides is None or key in set(slides)][:limit]
         if not keys:
             raise UserError(f"{folder} holds no features of slides: make them with `hf-pathology embed --regions`")
         self.slides, self._rows = [], []  # of each region, which of its slide's it is
