@@ -97,14 +97,22 @@ def region_loader(
     )
 
 
-def crops_to_inputs(device: torch.device) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
-    """A function from a batch of `GridCrops`' rows to `global_views` and `local_views`, (V, B, D, h, w), on the device."""
+def crops_to_inputs(
+    device: torch.device, regions: RegionBlocks | None = None
+) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
+    """A function from a batch of `GridCrops`' rows to `global_views` and `local_views`, (V, B, D, h, w), on the device.
+
+    With `regions`, to the number of each region among them, too.
+    """
 
     def to_inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return {
+        inputs = {
             name: batch[name].to(device, non_blocking=True).transpose(0, 1)
             for name in ("global_views", "local_views")
             if name in batch
         }
+        if regions is not None:
+            inputs["regions"] = torch.from_numpy(regions.numbers(batch["slide"], batch["xy"].numpy())).to(device)
+        return inputs
 
     return to_inputs

@@ -38,6 +38,7 @@ class RegionBlocks:
         self.folder = Path(folder)
         self.problems: list[str] = []
         self._bags: dict[int, SlideFeatures] = {}  # those that this process has opened
+        self._number_of: dict[tuple[str, int, int], int] | None = None
         found = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob(f"*{SUFFIX}"))
         keys = [name.removesuffix(SUFFIX) for name in found]
         missing = sorted(set(slides or ()) - set(keys))
@@ -79,7 +80,7 @@ class RegionBlocks:
         return len(self._rows)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_bags": {}}
+        return {**self.__dict__, "_bags": {}, "_number_of": None}
 
     def __getitem__(self, region: int) -> np.ndarray:
         """The grid of a region, (grid, grid, width), rows from top to bottom, as a read-only view of the file."""
@@ -94,6 +95,13 @@ class RegionBlocks:
         """A hash of the encoder and of all regions' slides and corners: runs with the same one see the same regions."""
         said = repr((self.encoder, self.revision, self.pooling, self.slides, self.slide_of.tolist()))
         return hashlib.blake2b(said.encode() + self.xy.tobytes(), digest_size=8).hexdigest()
+
+    def numbers(self, slides: Sequence[str], xy: np.ndarray) -> np.ndarray:
+        """The numbers, int64 (B,), of the regions of these slides with these corners (B, 2)."""
+        if self._number_of is None:
+            names = [self.slides[slide] for slide in self.slide_of]
+            self._number_of = {(name, *corner): i for i, (name, corner) in enumerate(zip(names, self.xy.tolist()))}
+        return np.array([self._number_of[slide, int(x), int(y)] for slide, (x, y) in zip(slides, xy)])
 
     def read(self, numbers: Sequence[int]) -> TileRows:
         """The grids of these regions."""

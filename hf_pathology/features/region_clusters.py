@@ -6,8 +6,6 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
-from ..errors import UserError
-
 
 NONE = -1  # the cluster of a region whose slide has too few regions to be clustered
 
@@ -29,40 +27,43 @@ class RegionClusters:
     matched: np.ndarray
 
 
-def cluster_regions(
-    features: np.ndarray, slide_of: np.ndarray, *, clusters: int, min_regions: int, neighbours: int, seed: int
-) -> RegionClusters:
-    """Clusters the regions of each slide by k-means, and finds the slides that are alike.
+def cluster_slides(
+    features: np.ndarray,
+    slide_of: np.ndarray,
+    *,
+    clusters: int,
+    min_regions: int,
+    seed: int,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cluster of each region, int64 (regions,), and the prototypes of the slides, float32 (S, K, D), by k-means.
+
+    Both are zero for slides with fewer than `min_regions` regions, and for those that other processes cluster.
 
     Args:
-        features: of regions, (regions, D), made unit vectors first.
+        features: of regions, unit vectors (regions, D).
         slide_of: the slide of each region, int64 (regions,).
         clusters: K, of each slide.
-        min_regions: slides with fewer are not clustered.
-        neighbours: r, similar slides of each slide.
         seed: of k-means; each slide has its own generator, whichever process clusters it.
-
-    Raises UserError when there are more clusters than regions, or too few slides to have that many neighbours.
+        share: this process, and of how many.
     """
-    if clusters > min_regions:
-        raise UserError(
-            f"num_clusters is {clusters} and min_regions {min_regions}: a slide must have a region for each cluster"
-        )
-    features = unit(features)
-    slides = int(slide_of.max()) + 1
-    cluster_of = np.full(len(features), NONE)
-    prototypes = np.zeros((slides, clusters, features.shape[1]), np.float32)
-    usable = np.bincount(slide_of, minlength=slides) >= min_regions
-    if usable.sum() <= neighbours:
-        raise UserError(
-            f"{usable.sum()} slides have {min_regions} regions or more: too few for {neighbours} neighbours of each; "
-            "lower --min_regions, or use more slides"
-        )
-    for slide in np.flatnonzero(usable):
-        own = np.flatnonzero(slide_of == slide)
-        cluster_of[own], prototypes[slide] = cluster_slide(features[own], clusters, seed)
-    similarity = slide_similarity(prototypes, usable)
-    nearest = nearest_slides(similarity, neighbours)
+    order = np.argsort(slide_of, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(slide_of))[:-1])  # of each slide
+    cluster_of = np.zeros(len(features), np.int64)
+    prototypes = np.zeros((len(members), clusters, features.shape[1]), np.float32)
+    rank, world = share
+    for slide in range(rank, len(members), world):
+        own = members[slide]
+        if len(own) >= min_regions:
+            cluster_of[own], prototypes[slide] = cluster_slide(features[own], clusters, seed)
+    return cluster_of, prototypes
+
+
+def match_slides(
+    cluster_of: np.ndarray, prototypes: np.ndarray, usable: np.ndarray, neighbours: int
+) -> RegionClusters:
+    """The clusters with the slides and prototypes that are alike; `usable` (S,) says which slides have prototypes."""
+    nearest = nearest_slides(slide_similarity(prototypes, usable), neighbours)
     return RegionClusters(cluster_of, prototypes, nearest, matched_prototypes(prototypes, nearest))
 
 
