@@ -189,6 +189,9 @@ def embed(
     tiles: Annotated[Path | None, typer.Option("--tiles", help="Tiling folder; default: OUT/tiles, made now.")] = None,
     mpp: Annotated[float | None, typer.Option("--mpp", help="Microns per pixel; default: the encoder's.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Edge of a tile; default: the encoder's input.")] = None,
+    regions: Annotated[
+        int | None, typer.Option("--regions", help="Pixels of regions, kept or dropped whole; default: the encoder's.")
+    ] = None,
     min_tissue: MinTissue = 0.5,
     pooling: Annotated[str | None, typer.Option("--pooling", help="cls, mean, cls+mean or gap.")] = None,
     other_mpp: Annotated[
@@ -225,6 +228,7 @@ def embed(
             tiles=tiles,
             mpp=mpp,
             size=size,
+            regions=regions,
             min_tissue=min_tissue,
             pooling=pooling,
             other_mpp=other_mpp,

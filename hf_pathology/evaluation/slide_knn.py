@@ -52,7 +52,9 @@ def slide_knn(
     votes, asked_in, aucs = np.zeros((len(labels), len(classes))), np.zeros(len(labels), int), []
     for fold, (known, asked) in enumerate(stratified_case_folds(cases, labels, folds, seed)):
         if len(known) < k:
-            raise UserError(f"{len(known)} slides to look among are fewer than k, {k}: use more slides, or a smaller k")
+            raise UserError(
+                f"{len(known)} slides to look among are fewer than k, {k}: use more slides, or a smaller k"
+            )
         votes[asked] = neighbour_votes(embeddings[known], targets[known], embeddings[asked], k, len(classes))
         asked_in[asked] = fold
         aucs.append(fold_auc(targets[asked], votes[asked]))

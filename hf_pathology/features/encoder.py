@@ -28,6 +28,7 @@ from .presets import Preset, preset_of, timm_arguments
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TIMM = "timm_wrapper"  # transformers' name for the models that timm builds
+HIERARCHY = "hipt"  # the model type of a tile encoder with a region encoder
 TIMM_POOLING = {"token": "cls", "avg": "gap"}
 UNUSED = ("head", "fc.", "mask_token", "relative_position_index", "attn_mask")  # what timm's encoders may leave aside
 
@@ -46,6 +47,8 @@ class Encoder:
         mean, std: of the channels, for pixels between 0 and 1.
         other_mpp: further resolutions it was trained on.
         precision: of the forward pass, one of PRECISIONS; the weights stay as they are.
+        region_encoder: the second level of a hierarchy, of which `model` is the first; None for an encoder of tiles.
+        region: tiles along an edge of its regions.
     """
 
     model: PreTrainedModel
@@ -58,6 +61,8 @@ class Encoder:
     std: tuple[float, ...]
     other_mpp: tuple[float, ...] = ()
     precision: str = "float32"
+    region_encoder: PreTrainedModel | None = None
+    region: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +132,8 @@ def load_encoder(
     except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
         raise reason_of(name, error) from error
     model = model.eval().to(device)
+    if config.model_type == HIERARCHY:
+        use["region_encoder"], model = model.region_encoder, model.tile_encoder
     return Encoder(model, name, revision_of(name), precision=precision, **use)
 
 
@@ -183,6 +190,8 @@ def stated_use(name: str, config: Any, preset: Preset | None, options: dict[str,
             return known
         stated = {"size": input_size(processor), "mean": processor.image_mean, "std": processor.image_std}
         stated |= {each: getattr(processor, each, None) for each in ("pooling", "mpp")}
+        if config.model_type == HIERARCHY:
+            stated |= {"size": config.tile_size, "region": processor.region}
         if stated["mpp"] is not None:
             known["other_mpp"] = ()
     known |= {each: value for each, value in stated.items() if value is not None}
