@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
-from originals import Case, read_case
+import torch
+from hipt_originals import hipt_model
+from originals import FIXTURES, Case, read_case
 
+from hf_pathology.report.region_attention import region_attention
 from hf_pathology.report.region_scores import ScoreMap, factorised, region_level_map, tile_level_map
 
 
@@ -49,3 +52,34 @@ def test_factorised_maps_are_the_originals(maps, goldens):
     for number, (region_head, tile_head) in enumerate(((0, 0), (2, 4))):
         blend = factorised(*maps, region_head, number)
         np.testing.assert_allclose(blend, expected[f"blend_4khead{region_head}_256head{tile_head}"], atol=1e-6)
+
+
+def drawn_region(seed: int) -> np.ndarray:
+    """The region of the golden heat maps, from integers, uint8 (4096, 4096, 3)."""
+    y, x = np.mgrid[:4096, :4096].astype(np.int64)
+    channels = [
+        (x * (3 + c) + y * (5 - c)) // 7 + ((x // 64) * 37 + (y // 64) * 91) * (c + 1) + ((x * y) >> (6 + c)) + seed
+        for c in range(3)
+    ]
+    return (np.stack(channels, axis=-1) % 256).astype(np.uint8)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_from_pixels_to_maps_as_the_original(scores, goldens):
+    region = drawn_region(scores.meta["region_seed_term"])
+    assert region.astype(np.int64).sum(axis=(0, 1)).tolist() == scores.output["region_check_sums"].tolist()
+    np.testing.assert_array_equal(region[-8:, -8:], scores.output["region_corner_8x8x3"])
+    model = hipt_model(
+        read_case(FIXTURES / "07_hipt_weights.safetensors").state, scores.meta["vit256"], scores.meta["vit4k"]
+    )
+    found = region_attention(
+        model, region, lambda pixels: (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+    )
+    blend = read_case(goldens / "07_hipt_heatmap_blend.safetensors").output
+    for head in (0, 2):
+        assert np.abs(found.regions.scores[head] - scores.output[f"score4k_head{head}"].numpy()).mean() < 1e-3
+    for head in HEADS:
+        assert np.abs(found.tiles.scores[head] - scores.output[f"score256_head{head}"].numpy()).mean() < 1e-3
+    for one, other in ((0, 0), (2, 4)):
+        assert np.abs(found.factorised(one, other) - blend[f"blend_4khead{one}_256head{other}"].numpy()).mean() < 1e-3
