@@ -91,7 +91,7 @@ def embed(
         remove_abandoned(stage)
     chosen = chosen_slides(slides, cohort, slide_mpp, limit, record)
     tiling = tiles or out / "tiles"
-    tile_level = out if loaded.region_encoder is None else out / TILE_LEVEL
+    tile_level = out if loaded.hierarchy is None else out / TILE_LEVEL
     pairs = tile_together(chosen, tiling, grid_options, record, state)
     if state.is_main_process:
         print(plan(pairs, loaded, tile_level, options, width), flush=True)
@@ -99,13 +99,13 @@ def embed(
     if not dry_run:
         own = own_share_first(pairs, state.process_index, state.num_processes)
         seconds = embed_slides(own, loaded, tile_level, record, options, shown=state.is_main_process)
-        if loaded.region_encoder is not None:
+        if loaded.hierarchy is not None:
             for slide, facts in record.done.items():
                 facts["regions"] = write_region_features(tile_level, out / REGION_LEVEL, slide, loaded)
         found = gather_object([(record.done, record.problems, seconds)])
         merge(record, found)
         if state.is_main_process:
-            if loaded.region_encoder is not None:
+            if loaded.hierarchy is not None:
                 write_slide_level(out / SLIDE_LEVEL, out / REGION_LEVEL, sorted(record.done), loaded)
             write_records(record, pairs, chosen, loaded, out, tiling, options, max(each[-1] for each in found))
         state.wait_for_everyone()  # the launcher ends all processes when one ends with an error
@@ -132,7 +132,7 @@ def check_regions(encoder: Encoder, options: GridOptions, regions: int | None) -
             f"--regions is {regions}, but the tiling folder has regions of {options.region * options.tile_size} px: leave "
             "it out, or choose another folder"
         )
-    if encoder.region_encoder is not None and options.region == 1:
+    if encoder.hierarchy is not None and options.region == 1:
         raise UserError(
             f"{encoder.name} encodes regions, and the tiling folder has single tiles: tile again with --region "
             f"{encoder.region}, or leave out --tiles"

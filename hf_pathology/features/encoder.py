@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -47,7 +48,7 @@ class Encoder:
         mean, std: of the channels, for pixels between 0 and 1.
         other_mpp: further resolutions it was trained on.
         precision: of the forward pass, one of PRECISIONS; the weights stay as they are.
-        region_encoder: the second level of a hierarchy, of which `model` is the first; None for an encoder of tiles.
+        hierarchy: the tile encoder `model` together with a region encoder; None for an encoder of tiles alone.
         region: tiles along an edge of its regions.
     """
 
@@ -61,7 +62,7 @@ class Encoder:
     std: tuple[float, ...]
     other_mpp: tuple[float, ...] = ()
     precision: str = "float32"
-    region_encoder: PreTrainedModel | None = None
+    hierarchy: PreTrainedModel | None = None
     region: int = 1
 
     @property
@@ -80,7 +81,15 @@ class Encoder:
         pixels = tiles.to(self.device).permute(0, 3, 1, 2)
         if pixels.shape[2:] != (self.size, self.size):
             pixels = F.resize(pixels, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True)
+        return self.normalised(pixels)
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 `pixels` (B, 3, h, w) by the statistics of the encoder, float32."""
         return F.normalize(pixels.float() / 255, list(self.mean), list(self.std))
+
+    def region_pixels(self, region: np.ndarray) -> torch.Tensor:
+        """The input (1, 3, h, w) of a hierarchy on its device, of a uint8 `region` (h, w, 3), at its own size."""
+        return self.normalised(torch.from_numpy(np.ascontiguousarray(region)).to(self.device).permute(2, 0, 1)[None])
 
     @torch.inference_mode()
     def features(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -133,7 +142,7 @@ def load_encoder(
         raise reason_of(name, error) from error
     model = model.eval().to(device)
     if config.model_type == HIERARCHY:
-        use["region_encoder"], model = model.region_encoder, model.tile_encoder
+        use["hierarchy"], model = model, model.tile_encoder
     return Encoder(model, name, revision_of(name), precision=precision, **use)
 
 

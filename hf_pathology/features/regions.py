@@ -31,7 +31,10 @@ def region_features(bag: SlideFeatures, encoder: Encoder) -> SlideFeatures:
         features = torch.from_numpy(grids[batch]).to(encoder.device).permute(0, 3, 1, 2)
         mask = torch.from_numpy(masks[batch]).to(encoder.device)
         parts.append(
-            encoder.region_encoder(features, None if mask.all() else mask).pooler_output.float().cpu().numpy()
+            encoder.hierarchy.region_encoder(features, None if mask.all() else mask)
+            .pooler_output.float()
+            .cpu()
+            .numpy()
         )
     features, valid = np.concatenate(parts), masks.any(axis=(1, 2))
     features[~valid] = np.nan

@@ -5,51 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hierarchies import REGION, TILE, release_hierarchy
 from programs import run_command
-from transformers import AutoImageProcessor, AutoModel, ViTConfig
+from transformers import AutoImageProcessor, AutoModel
 
 from hf_pathology.features.encoder import load_encoder
 from hf_pathology.features.regions import read_slide_level, region_features
 from hf_pathology.features.store import SlideFeatures
 from hf_pathology.hub_upload.export import export_encoder
-from hf_pathology.hub_upload.export_hipt import export_hipt
-from hf_pathology.modeling.configuration_hipt import HiptConfig, HiptRegionConfig
-from hf_pathology.modeling.modeling_hipt import HiptModel
 from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.reader import Slide
 from hf_pathology.slides.synthetic import draw_slide
 
 
-TILE, REGION = 32, 4
-
-
 @pytest.fixture(scope="module")
 def hierarchy(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    tile = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=TILE,
-        patch_size=8,
-        layer_norm_eps=1e-6,
-    )
-    region = HiptRegionConfig(
-        input_size=16,
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        grid_size=REGION,
-    )
-    model = HiptModel(HiptConfig(tile, region, tile_size=TILE))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    half = [0.5, 0.5, 0.5]
-    folder = tmp_path_factory.mktemp("release") / "hierarchy"
-    return export_hipt(model.eval(), folder, region=REGION, mpp=0.5, mean=half, std=half)
+    return release_hierarchy(tmp_path_factory.mktemp("release") / "hierarchy")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +79,9 @@ def test_unreadable_tiles_are_not_attended_to_and_a_region_of_nothing_else_is_in
     assert np.isfinite(made.features[0]).all() and np.isnan(made.features[1]).all()
     mask = torch.from_numpy(bag.valid[: REGION**2]).view(1, REGION, REGION)
     grid = torch.from_numpy(np.nan_to_num(bag.features[: REGION**2])).view(1, REGION, REGION, -1).permute(0, 3, 1, 2)
-    np.testing.assert_allclose(made.features[:1], encoder.region_encoder(grid, mask).pooler_output, atol=1e-5)
+    np.testing.assert_allclose(
+        made.features[:1], encoder.hierarchy.region_encoder(grid, mask).pooler_output, atol=1e-5
+    )
 
 
 def test_any_encoder_embeds_the_tiles_of_regions(embedded, hierarchy, tmp_path):
