@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_pathology.errors import UserError
 from hf_pathology.features.encoder import Encoder, load_encoder
+from hf_pathology.features.exchange import UNKNOWN
 from hf_pathology.features.region_blocks import RegionBlocks
 from hf_pathology.hub_upload.cards import hipt_card
 from hf_pathology.hub_upload.export_hipt import export_hipt, export_region_encoder
@@ -42,7 +43,7 @@ def find_tile_encoder(options: TileEncoderOptions, regions: RegionBlocks) -> Enc
         encoder = load_encoder(options.tile_encoder or regions.encoder, pooling="cls")
     except UserError as error:
         raise UserError(f"{error}; or {remedy}, or --tile_encoder DIR where it lies elsewhere") from error
-    if encoder.revision != regions.revision:
+    if regions.revision not in (UNKNOWN, encoder.revision):
         raise UserError(
             f"{encoder.name} has the revision {encoder.revision}, and the features were made by {regions.revision}: pass "
             f"the encoder that made them as --tile_encoder, or {remedy}"
@@ -86,7 +87,7 @@ class HiptRelease:
         if self.tiles is None:
             export_region_encoder(region_encoder, folder, card)
             return
-        config = HiptConfig(self.tiles.model.config, region_encoder.config, tile_size=source.tile_size)
+        config = HiptConfig(self.tiles.model.config, region_encoder.config, tile_size=source.tile_size or self.tiles.size)
         config.white = float((1 - self.tiles.mean[0]) / self.tiles.std[0])
         model = HiptModel(config)
         weights = {
@@ -95,4 +96,4 @@ class HiptRelease:
         model.tile_encoder.load_state_dict(weights)
         model.region_encoder.load_state_dict(region_encoder.state_dict())
         statistics = {"mean": list(self.tiles.mean), "std": list(self.tiles.std)}
-        export_hipt(model, folder, region=source.grid, mpp=source.mpp, **statistics, card=card)
+        export_hipt(model, folder, region=source.grid, mpp=source.mpp or self.tiles.mpp, **statistics, card=card)

@@ -108,6 +108,20 @@ def test_a_killed_run_goes_on_to_the_same_bits(made, tmp_path, processes):
     assert_a_killed_run_ends_as_one_that_was_not(lambda out: [*launched, *words(made[0], out, *SHORT)], tmp_path)
 
 
+def test_tensors_of_hipt_are_trained_on_and_released_with_the_encoder_that_is_named(made, tmp_path):
+    regions = RegionBlocks(made[0])
+    (tmp_path / "tensors").mkdir()
+    for number in range(len(regions)):
+        grid = torch.from_numpy(regions[number].copy()).flatten(0, 1)
+        torch.save(grid, tmp_path / "tensors" / f"{regions.slides[regions.slide_of[number]]}_{number}.pt")
+    start = words(tmp_path / "tensors", tmp_path / "run", "--steps", 2, "--warmup_steps", 1)
+    done = run_recipe_here(pretrain_hipt4k.main, *start)
+    assert done.returncode == 1 and "pass --tile_encoder none to release the region encoder alone" in done.stderr
+    pretrain_hipt4k.main([*start, "--tile_encoder", str(made[1])])
+    released = AutoModel.from_pretrained(tmp_path / "run" / "encoder")
+    assert type(released) is HiptModel and released.config.tile_size == TILE
+
+
 def test_a_step_depends_on_the_region_and_the_epoch_not_on_the_batch(made):
     regions = RegionBlocks(made[0])
     crops = GridCrops(GridCropOptions(global_size=3, local_size=2, vertical_flip=True, quarter_turns=True), seed=0)
