@@ -115,7 +115,7 @@ def hipt_card(
         weights=sum(parameter.numel() for parameter in region_encoder.parameters()),
         input_size=region_encoder.config.input_size,
         width=region_encoder.config.hidden_size,
-        edge=config["region"] * config["tile_size"],
+        edge=config["region"] * (config["tile_size"] or 0),
         mpp="an unknown resolution" if config["mpp"] is None else f"{config['mpp']} microns per pixel",
         config=config,
         regions=regions,

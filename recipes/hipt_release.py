@@ -72,28 +72,28 @@ class HiptRelease:
     out: Path
 
     def __call__(self, folder: Path) -> None:
-        region_encoder, source = self.encoder(), self.cohort.source
+        region_encoder, source, tiles = self.encoder(), self.cohort.source, self.tiles
+        size, mpp = source.tile_size, source.mpp
+        if tiles is not None:
+            size, mpp = size or tiles.size, mpp or tiles.mpp
         card = hipt_card(
             method=self.method,
             region_encoder=region_encoder,
-            tile_encoder=source.encoder,
-            whole=self.tiles is not None,
-            config=self.config,
+            tile_encoder=source.encoder if tiles is None else tiles.name,
+            whole=tiles is not None,
+            config={**self.config, "tile_size": size, "mpp": mpp},
             log=self.out / "log.jsonl",
             regions=len(source),
             slides=len(source.slides),
             training=self.training,
         )
-        if self.tiles is None:
+        if tiles is None:
             export_region_encoder(region_encoder, folder, card)
             return
-        config = HiptConfig(self.tiles.model.config, region_encoder.config, tile_size=source.tile_size or self.tiles.size)
-        config.white = float((1 - self.tiles.mean[0]) / self.tiles.std[0])
+        config = HiptConfig(tiles.model.config, region_encoder.config, tile_size=size)
+        config.white = float((1 - tiles.mean[0]) / tiles.std[0])
         model = HiptModel(config)
-        weights = {
-            name: weight for name, weight in self.tiles.model.state_dict().items() if not name.startswith("pooler.")
-        }
+        weights = {name: weight for name, weight in tiles.model.state_dict().items() if not name.startswith("pooler.")}
         model.tile_encoder.load_state_dict(weights)
         model.region_encoder.load_state_dict(region_encoder.state_dict())
-        statistics = {"mean": list(self.tiles.mean), "std": list(self.tiles.std)}
-        export_hipt(model, folder, region=source.grid, mpp=source.mpp or self.tiles.mpp, **statistics, card=card)
+        export_hipt(model, folder, region=source.grid, mpp=mpp, mean=list(tiles.mean), std=list(tiles.std), card=card)
