@@ -26,7 +26,7 @@ from hf_pathology.modeling.modeling_dino import DinoForPreTraining
 from hf_pathology.modeling.trunk import trunk_tokens
 from hf_pathology.recipes.inputs import views_to_inputs
 from hf_pathology.recipes.pretrain_dino import DinoOptions
-from hf_pathology.recipes.trunk import TrunkOptions, make_method
+from hf_pathology.recipes.trunk import TrunkOptions, make_method, new_trunk
 from hf_pathology.tiles.folder import LabelledTiles, TileDataset, read_tile_folder
 from hf_pathology.tiles.views import MultiCrop, ViewOptions
 
@@ -78,7 +78,11 @@ def shares(tiles: LabelledTiles, options: dict[str, Any], seed: int) -> tuple[fl
     views, trunk, numbers = (of_kind(kind, options) for kind in (ViewOptions, TrunkOptions, DinoOptions))
     torch.manual_seed(seed)
     model = make_method(
-        DinoForPreTraining, lambda config: DinoConfig(config, **asdict(numbers)), trunk, views.global_size, CPU
+        DinoForPreTraining,
+        lambda config: DinoConfig(config, **asdict(numbers)),
+        trunk,
+        lambda: new_trunk(trunk, views.global_size),
+        CPU,
     ).eval()
     make, to_inputs = MultiCrop(views, seed), views_to_inputs(views, CPU.device)
     seen = TileDataset(tiles.subset("train"))

@@ -27,7 +27,7 @@ from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.recipes.pretrain_ibot import IbotOptions
 from hf_pathology.recipes.slide_data import SlideData, load_tiles
 from hf_pathology.recipes.train_mil import HeadTraining, cross_validate
-from hf_pathology.recipes.trunk import TrunkOptions, make_method, patch_grid
+from hf_pathology.recipes.trunk import TrunkOptions, make_method, new_trunk, patch_grid
 from hf_pathology.record import RunRecord
 from hf_pathology.slides.tiling import GridOptions
 from hf_pathology.tiles.filters import FilterOptions
@@ -68,7 +68,7 @@ def main(demo: Path) -> None:
             IbotForPreTraining,
             lambda config: IbotConfig(config, **asdict(numbers)),
             trunk,
-            views.global_size,
+            lambda: new_trunk(trunk, views.global_size),
             accelerator,
         )
         edge = patch_grid(model.config.encoder_config, views.global_size)

@@ -189,6 +189,9 @@ def embed(
     tiles: Annotated[Path | None, typer.Option("--tiles", help="Tiling folder; default: OUT/tiles, made now.")] = None,
     mpp: Annotated[float | None, typer.Option("--mpp", help="Microns per pixel; default: the encoder's.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Edge of a tile; default: the encoder's input.")] = None,
+    regions: Annotated[
+        int | None, typer.Option("--regions", help="Pixels of regions, kept or dropped whole; default: the encoder's.")
+    ] = None,
     min_tissue: MinTissue = 0.5,
     pooling: Annotated[str | None, typer.Option("--pooling", help="cls, mean, cls+mean or gap.")] = None,
     other_mpp: Annotated[
@@ -225,6 +228,7 @@ def embed(
             tiles=tiles,
             mpp=mpp,
             size=size,
+            regions=regions,
             min_tissue=min_tissue,
             pooling=pooling,
             other_mpp=other_mpp,
@@ -272,16 +276,47 @@ def predict(
 @app.command()
 def heatmap(
     slides: SlideFolder,
-    head: Annotated[Path, typer.Option("--head", help="Folder of a head that `train-mil` wrote.")],
-    features: Annotated[Path, typer.Option("--features", help="Folder that `embed` wrote.")],
     out: Out,
+    head: Annotated[Path | None, typer.Option("--head", help="Folder of a head that `train-mil` wrote.")] = None,
+    features: Annotated[Path | None, typer.Option("--features", help="Folder that `embed` wrote.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Instead of a head: a hierarchy, whose own attention is painted.")
+    ] = None,
+    tiles: Annotated[Path | None, typer.Option("--tiles", help="Tiling folder; default: OUT/tiles, made now.")] = None,
+    region_head: Annotated[
+        int | None, typer.Option("--region-head", help="Of the hierarchy's second level; default: the mean of all.")
+    ] = None,
+    tile_head: Annotated[
+        int | None, typer.Option("--tile-head", help="Of its first level; default: the mean of all.")
+    ] = None,
+    pixel: Annotated[int, typer.Option("--pixel", help="Pixels of the slide that are one of its maps.")] = 16,
     slide_mpp: SlideMpp = None,
     limit: Limit = None,
 ) -> None:
-    """Paint the attention of a slide classifier over its slides."""
+    """Paint over slides where a slide classifier looks, or where a hierarchy does."""
+    from .commands.attention import attention
     from .commands.heatmap import heatmap as run
+    from .errors import UserError
 
-    raise typer.Exit(run(slides=slides, head=head, features=features, out=out, slide_mpp=slide_mpp, limit=limit))
+    if (encoder is None) == (head is None or features is None):
+        raise UserError(
+            "say whose attention: a slide classifier's by --head and --features, or a hierarchy's by --encoder"
+        )
+    if encoder is None:
+        raise typer.Exit(run(slides=slides, head=head, features=features, out=out, slide_mpp=slide_mpp, limit=limit))
+    raise typer.Exit(
+        attention(
+            slides=slides,
+            encoder=encoder,
+            out=out,
+            tiles=tiles,
+            region_head=region_head,
+            tile_head=tile_head,
+            pixel=pixel,
+            slide_mpp=slide_mpp,
+            limit=limit,
+        )
+    )
 
 
 def _show_version(asked: bool) -> None:

@@ -70,6 +70,63 @@ def encoder_card(
     )
 
 
+def hipt_card(
+    *,
+    method: str,
+    region_encoder: Any,
+    tile_encoder: str,
+    whole: bool,
+    config: dict[str, Any],
+    log: Path,
+    regions: int,
+    slides: int,
+    training: Any,
+) -> str:
+    """The card of a hierarchy, or of its second level, Markdown with its metadata.
+
+    Args:
+        method: name of the pretraining method of the second level.
+        region_encoder: the second level.
+        tile_encoder: name of the first.
+        whole: whether the first is part of the release.
+        config: every option that decided the result.
+        log: the run's log.
+        regions, slides: how many it was trained on.
+        training: has `steps`.
+    """
+    records = read_log(log)
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["pathology", "whole-slide-image", "self-supervised", method.lower()],
+        base_model=tile_encoder if not Path(tile_encoder).exists() else None,
+        mpp=config["mpp"],
+        tile_size=config["tile_size"],
+        region=config["region"],
+    )
+    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        (files("hf_pathology.model_cards") / "hipt.md.j2").read_text(encoding="utf-8")
+    )
+    return template.render(
+        metadata=data.to_yaml(),
+        method=method,
+        whole=whole,
+        tile_encoder=tile_encoder,
+        weights=sum(parameter.numel() for parameter in region_encoder.parameters()),
+        input_size=region_encoder.config.input_size,
+        width=region_encoder.config.hidden_size,
+        edge=config["region"] * (config["tile_size"] or 0),
+        mpp="an unknown resolution" if config["mpp"] is None else f"{config['mpp']} microns per pixel",
+        config=config,
+        regions=regions,
+        slides=slides,
+        steps=training.steps,
+        last=records[-1] if records else {},
+        hours=sum(record["seconds"] for record in records) / 3600,
+        version=__version__,
+    )
+
+
 def tiles_card(*, pairs: Sequence[tuple[CohortSlide, TileGrid]], manifest: Manifest) -> str:
     """The card of a dataset of tiles, Markdown with the metadata by which `datasets` loads it from disk and from the Hub.
 

@@ -8,21 +8,28 @@ from transformers import AutoConfig, AutoModel
 from .configuration_abmil import AbmilConfig
 from .configuration_dino import DinoConfig
 from .configuration_dinov2 import Dinov2PreTrainingConfig
+from .configuration_hipt import HiptConfig, HiptRegionConfig
 from .configuration_ibot import IbotConfig
 from .configuration_mae import MaeConfig
+from .configuration_slpd import SlpdConfig
 from .modeling_abmil import AbmilForSlideClassification
 from .modeling_dino import DinoForPreTraining
 from .modeling_dinov2 import Dinov2ForPreTraining
+from .modeling_hipt import HiptModel, HiptRegionModel
 from .modeling_ibot import IbotForPreTraining
 from .modeling_mae import MaeForPreTraining
+from .modeling_slpd import SlpdForPreTraining
 
 
 for _config, _model in (
     (AbmilConfig, AbmilForSlideClassification),
     (DinoConfig, DinoForPreTraining),
     (Dinov2PreTrainingConfig, Dinov2ForPreTraining),
+    (HiptConfig, HiptModel),
+    (HiptRegionConfig, HiptRegionModel),
     (IbotConfig, IbotForPreTraining),
     (MaeConfig, MaeForPreTraining),
+    (SlpdConfig, SlpdForPreTraining),
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
@@ -34,8 +41,14 @@ __all__ = [
     "DinoForPreTraining",
     "Dinov2ForPreTraining",
     "Dinov2PreTrainingConfig",
+    "HiptConfig",
+    "HiptModel",
+    "HiptRegionConfig",
+    "HiptRegionModel",
     "IbotConfig",
     "IbotForPreTraining",
     "MaeConfig",
     "MaeForPreTraining",
+    "SlpdConfig",
+    "SlpdForPreTraining",
 ]

@@ -126,7 +126,7 @@ def add_drop_path(trunk: PreTrainedModel, rate: float, subset: bool = False) -> 
             raise ValueError(f"a {trunk.config.model_type} has no stochastic depth: set drop_path_rate to 0")
         return
     (place,) = places
-    rates = torch.linspace(0, rate, len(layers)).tolist() if place == "dropout" else [rate] * len(layers)
+    rates = torch.linspace(0, rate, len(layers), device="cpu").tolist() if place == "dropout" else [rate] * len(layers)
     for layer, layer_rate in zip(layers, rates):
         if layer_rate == 0:
             drop = nn.Identity()

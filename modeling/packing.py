@@ -56,7 +56,7 @@ AttentionInterface.register(PACKED, packed_attention)
 
 def can_pack(trunk: PreTrainedModel) -> bool:
     """Whether `trunk` is a plain transformer whose layers can be given one long row of tokens."""
-    return trunk.config.model_type in ("vit", "dinov2", "dinov2_with_registers")
+    return trunk.config.model_type in ("vit", "dinov2", "dinov2_with_registers", "hipt_region")
 
 
 def packed_tokens(
@@ -67,7 +67,7 @@ def packed_tokens(
     Args:
         groups: of views of one size each: pixels (B, 3, H, W) and the hidden patches, bool (B, patches), or None.
     """
-    options = {"interpolate_pos_encoding": True} if trunk.config.model_type == "vit" else {}
+    options = {"interpolate_pos_encoding": True} if trunk.config.model_type in ("vit", "hipt_region") else {}
     embedded = [trunk.embeddings(pixels, bool_masked_pos=hidden, **options) for pixels, hidden in groups]
     segments = tuple((tokens.shape[0], tokens.shape[1]) for tokens in embedded)
     drop_paths = [module for module in trunk.modules() if isinstance(module, DropPath | BatchSubset)]

@@ -16,7 +16,7 @@ from hf_pathology.recipes.encoder_release import EncoderRelease, end_run
 from hf_pathology.recipes.inputs import view_loader, views_to_inputs
 from hf_pathology.recipes.judge import JudgeOptions, make_judge
 from hf_pathology.recipes.slide_data import SlideData, load_tiles
-from hf_pathology.recipes.trunk import TrunkOptions, make_method, patch_grid, views_for_release
+from hf_pathology.recipes.trunk import TrunkOptions, make_method, new_trunk, patch_grid, views_for_release
 from hf_pathology.slides.tiling import GridOptions
 from hf_pathology.tiles.filters import FilterOptions
 from hf_pathology.tiles.hidden import HiddenOptions, HiddenPatches
@@ -73,7 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What is asked for is made, and mistakes are told, before any slide is read.
     views = views_for_release(views, trunk, grid.mpp)
     model = make_method(
-        IbotForPreTraining, lambda config: IbotConfig(config, **asdict(numbers)), trunk, views.global_size, accelerator
+        IbotForPreTraining,
+        lambda config: IbotConfig(config, **asdict(numbers)),
+        trunk,
+        lambda: new_trunk(trunk, views.global_size),
+        accelerator,
     )
     edge = patch_grid(model.config.encoder_config, views.global_size)
     views.check_tile_size(grid.tile_size)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 from accelerate import Accelerator
 from torch import nn
@@ -10,6 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ViTConfi
 from hf_pathology.errors import UserError, require_at_least
 from hf_pathology.features.embed import check_resolution
 from hf_pathology.features.encoder import load_encoder
+from hf_pathology.modeling.configuration_hipt import HiptRegionConfig
 from hf_pathology.tiles.views import ViewOptions
 
 
@@ -49,18 +51,57 @@ class TrunkOptions:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
-        require_at_least(1, **{name: getattr(self, name) for name in names})
-        if self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                f"hidden_size is {self.hidden_size}: it must be a multiple of num_attention_heads, "
-                f"{self.num_attention_heads}"
-            )
+        require_at_least(1, patch_size=self.patch_size)
+        require_whole_heads(self)
 
     def deciding(self) -> dict[str, object]:
         """The options that decide the result; compiled or not, a run may go on."""
-        free = {"compile", "activation_checkpointing"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        return without_ways_to_compute(self)
+
+
+@dataclass
+class RegionTrunkOptions:
+    """The trunk of the second level of the hierarchy, a transformer over grids of tile features; HIPT's by default.
+
+    Attributes:
+        encoder: Hub id or directory of a release from which training starts, student and teacher; a new trunk when None.
+        hidden_size, num_hidden_layers, num_attention_heads, initializer_range: of the transformer.
+        compile: compile each layer by torch.compile.
+        activation_checkpointing: compute activations again in the backward pass, to save memory.
+    """
+
+    encoder: str | None = None
+    hidden_size: int = 192
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 6
+    initializer_range: float = 0.02
+    compile: bool = False
+    activation_checkpointing: bool = False
+
+    trunk: ClassVar[str] = HiptRegionConfig.model_type
+
+    def __post_init__(self) -> None:
+        require_whole_heads(self)
+
+    def deciding(self) -> dict[str, object]:
+        """The options that decide the result; compiled or not, a run may go on."""
+        return without_ways_to_compute(self)
+
+
+def require_whole_heads(options: TrunkOptions | RegionTrunkOptions) -> None:
+    """Raises UserError for sizes of which no transformer can be made."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    require_at_least(1, **{name: getattr(options, name) for name in names})
+    if options.hidden_size % options.num_attention_heads:
+        raise UserError(
+            f"hidden_size is {options.hidden_size}: it must be a multiple of num_attention_heads, "
+            f"{options.num_attention_heads}"
+        )
+
+
+def without_ways_to_compute(options: TrunkOptions | RegionTrunkOptions) -> dict[str, object]:
+    free = {"compile", "activation_checkpointing"}
+    return {name: value for name, value in asdict(options).items() if name not in free}
 
 
 def new_trunk(options: TrunkOptions, image_size: int) -> PretrainedConfig:
@@ -91,17 +132,31 @@ def new_trunk(options: TrunkOptions, image_size: int) -> PretrainedConfig:
     )
 
 
+def new_region_trunk(options: RegionTrunkOptions, width: int, grid_size: int) -> HiptRegionConfig:
+    """The configuration of an untrained trunk for grids of `grid_size` tiles with features of length `width`."""
+    return HiptRegionConfig(
+        input_size=width,
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.num_hidden_layers,
+        num_attention_heads=options.num_attention_heads,
+        intermediate_size=4 * options.hidden_size,
+        grid_size=grid_size,
+        initializer_range=options.initializer_range,
+    )
+
+
 def make_method(
     kind: type[PreTrainedModel],
     config_of: Callable[[PretrainedConfig | None], PretrainedConfig],
-    options: TrunkOptions,
-    image_size: int,
+    options: TrunkOptions | RegionTrunkOptions,
+    new_trunk: Callable[[], PretrainedConfig],
     accelerator: Accelerator,
 ) -> PreTrainedModel:
     """The method `kind`, untrained and the same on every rank, or with its trunks from the release `options.encoder`.
 
     Args:
         config_of: makes the method's configuration of that of a trunk.
+        new_trunk: the configuration of an untrained trunk; may raise UserError.
 
     Raises UserError when the release cannot be loaded, or the trunk does not fit the method.
     """
@@ -110,7 +165,7 @@ def make_method(
         if options.encoder:
             method = kind.from_encoder(options.encoder, config_of(None))
         else:
-            method = kind(config_of(new_trunk(options, image_size)))
+            method = kind(config_of(new_trunk()))
     except UserError:
         raise
     except (OSError, ValueError) as error:

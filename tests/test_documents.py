@@ -9,7 +9,15 @@ import typer.main
 import yaml
 
 from hf_pathology.cli import app
-from hf_pathology.recipes import finetune_lora, pretrain_dino, pretrain_dinov2, pretrain_ibot, pretrain_mae
+from hf_pathology.recipes import (
+    finetune_lora,
+    pretrain_dino,
+    pretrain_dinov2,
+    pretrain_hipt4k,
+    pretrain_ibot,
+    pretrain_mae,
+    pretrain_slpd,
+)
 from hf_pathology.training.config import parse_config
 
 
@@ -49,11 +57,14 @@ def test_every_make_target_and_file_in_a_document_exists(document):
 
 
 SLIDES_TO_RUN = ["--slides", "s", "--out", "o"]
+REGIONS_TO_RUN = ["--features", "f", "--out", "o"]
 RECIPES = {
     "dino": (pretrain_dino.OPTIONS, SLIDES_TO_RUN),
     "dinov2": (pretrain_dinov2.OPTIONS, SLIDES_TO_RUN),
     "ibot": (pretrain_ibot.OPTIONS, SLIDES_TO_RUN),
     "mae": (pretrain_mae.OPTIONS, SLIDES_TO_RUN),
+    "hipt4k": (pretrain_hipt4k.OPTIONS, REGIONS_TO_RUN),
+    "slpd": (pretrain_slpd.OPTIONS, REGIONS_TO_RUN),
     "lora": ((finetune_lora.LoraOptions,), ["--encoder", "e", "--tiles", "t", "--out", "o"]),
 }
 

@@ -21,6 +21,7 @@ from ..errors import SlideError, UserError, require_at_least
 from ..features.embed import SlideGrid, check_resolution, embed_cohort, own_share_first
 from ..features.encoder import Encoder, load_encoder
 from ..features.forward import TileEncoder
+from ..features.regions import write_region_features, write_slide_level
 from ..features.resume import EmbeddedSlide, EmbedOptions, find_embedded
 from ..features.timing import Timing, advice
 from ..progress import ProgressBar
@@ -37,6 +38,7 @@ from .tile import find_tissue_by, tile_slides
 
 DTYPES = {"float32": 4, "float16": 2}  # bytes of a number
 BYTES_BESIDE = 17  # of a tile's features in a file: its corner, and whether it is valid
+TILE_LEVEL, REGION_LEVEL, SLIDE_LEVEL = "tile_level", "region_level", "slide_level.safetensors"  # of a hierarchy
 PATIENCE = timedelta(days=2)  # of a process that is done with the others
 
 
@@ -48,6 +50,7 @@ def embed(
     tiles: Path | None,
     mpp: float | None,
     size: int | None,
+    regions: int | None,
     min_tissue: float,
     pooling: str | None,
     other_mpp: bool,
@@ -65,7 +68,7 @@ def embed(
     """Embeds the slides into `out`; returns the exit code, the same in all processes."""
     asked = {"slides": slides, "encoder": encoder, "mpp": mpp, "size": size, "pooling": pooling}
     asked |= {"batch_size": batch_size, "precision": precision, "dtype": dtype, "max_invalid": max_invalid}
-    record = RunRecord("embed", asked)
+    record = RunRecord("embed", asked | ({} if regions is None else {"regions": regions}))
     require_at_least(1, batch_size=batch_size, threads=threads)
     if dtype not in DTYPES or not 0 <= max_invalid <= 1:
         raise UserError(f"dtype is {dtype!r} and max_invalid {max_invalid}: they are float32 or float16, and a share")
@@ -73,8 +76,12 @@ def embed(
     with state.local_main_process_first():  # the others find in the cache what it has downloaded
         loaded = load_encoder(encoder, pooling=pooling, device=state.device, precision=precision)
     grid_options = options_of(tiles, mpp, size, None) or GridOptions(
-        mpp or known_mpp(loaded), size or loaded.size, None, min_tissue
+        mpp or known_mpp(loaded),
+        size or loaded.size,
+        min_tissue=min_tissue,
+        region=tiles_along(regions, size or loaded.size, loaded),
     )
+    check_regions(loaded, grid_options, regions)
     if not other_mpp:
         check_resolution(loaded, grid_options.mpp)
     width = width_of(loaded)
@@ -84,20 +91,52 @@ def embed(
         remove_abandoned(stage)
     chosen = chosen_slides(slides, cohort, slide_mpp, limit, record)
     tiling = tiles or out / "tiles"
+    tile_level = out if loaded.hierarchy is None else out / TILE_LEVEL
     pairs = tile_together(chosen, tiling, grid_options, record, state)
     if state.is_main_process:
-        print(plan(pairs, loaded, out, options, width), flush=True)
+        print(plan(pairs, loaded, tile_level, options, width), flush=True)
     state.wait_for_everyone()
     if not dry_run:
         own = own_share_first(pairs, state.process_index, state.num_processes)
-        seconds = embed_slides(own, loaded, out, record, options, shown=state.is_main_process)
+        seconds = embed_slides(own, loaded, tile_level, record, options, shown=state.is_main_process)
+        if loaded.hierarchy is not None:
+            for slide, facts in record.done.items():
+                facts["regions"] = write_region_features(tile_level, out / REGION_LEVEL, slide, loaded)
         found = gather_object([(record.done, record.problems, seconds)])
         merge(record, found)
         if state.is_main_process:
+            if loaded.hierarchy is not None:
+                write_slide_level(out / SLIDE_LEVEL, out / REGION_LEVEL, sorted(record.done), loaded)
             write_records(record, pairs, chosen, loaded, out, tiling, options, max(each[-1] for each in found))
         state.wait_for_everyone()  # the launcher ends all processes when one ends with an error
     state.destroy_process_group()
     return record.exit_code
+
+
+def tiles_along(regions: int | None, size: int, encoder: Encoder) -> int:
+    """Tiles along an edge of a region of so many pixels, or of the encoder's own regions; 1 for tiles without regions.
+
+    Raises UserError when a region is no whole number of tiles.
+    """
+    if regions is None:
+        return encoder.region
+    if regions % size:
+        raise UserError(f"--regions is {regions}: it must be a multiple of the size of a tile, {size} px")
+    return regions // size
+
+
+def check_regions(encoder: Encoder, options: GridOptions, regions: int | None) -> None:
+    """Raises UserError when tiles that were cut before make no regions of the size that is wanted."""
+    if regions is not None and regions != options.region * options.tile_size:
+        raise UserError(
+            f"--regions is {regions}, but the tiling folder has regions of {options.region * options.tile_size} px: leave "
+            "it out, or choose another folder"
+        )
+    if encoder.hierarchy is not None and options.region == 1:
+        raise UserError(
+            f"{encoder.name} encodes regions, and the tiling folder has single tiles: tile again with --region "
+            f"{encoder.region}, or leave out --tiles"
+        )
 
 
 def known_mpp(encoder: Encoder) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -28,6 +29,7 @@ from .presets import Preset, preset_of, timm_arguments
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TIMM = "timm_wrapper"  # transformers' name for the models that timm builds
+HIERARCHY = "hipt"  # the model type of a tile encoder with a region encoder
 TIMM_POOLING = {"token": "cls", "avg": "gap"}
 UNUSED = ("head", "fc.", "mask_token", "relative_position_index", "attn_mask")  # what timm's encoders may leave aside
 
@@ -46,6 +48,8 @@ class Encoder:
         mean, std: of the channels, for pixels between 0 and 1.
         other_mpp: further resolutions it was trained on.
         precision: of the forward pass, one of PRECISIONS; the weights stay as they are.
+        hierarchy: the tile encoder `model` together with a region encoder; None for an encoder of tiles alone.
+        region: tiles along an edge of its regions.
     """
 
     model: PreTrainedModel
@@ -58,6 +62,8 @@ class Encoder:
     std: tuple[float, ...]
     other_mpp: tuple[float, ...] = ()
     precision: str = "float32"
+    hierarchy: PreTrainedModel | None = None
+    region: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +81,15 @@ class Encoder:
         pixels = tiles.to(self.device).permute(0, 3, 1, 2)
         if pixels.shape[2:] != (self.size, self.size):
             pixels = F.resize(pixels, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True)
+        return self.normalised(pixels)
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 `pixels` (B, 3, h, w) by the statistics of the encoder, float32."""
         return F.normalize(pixels.float() / 255, list(self.mean), list(self.std))
+
+    def region_pixels(self, region: np.ndarray) -> torch.Tensor:
+        """The input (1, 3, h, w) of a hierarchy on its device, of a uint8 `region` (h, w, 3), at its own size."""
+        return self.normalised(torch.from_numpy(np.ascontiguousarray(region)).to(self.device).permute(2, 0, 1)[None])
 
     @torch.inference_mode()
     def features(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -127,6 +141,8 @@ def load_encoder(
     except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
         raise reason_of(name, error) from error
     model = model.eval().to(device)
+    if config.model_type == HIERARCHY:
+        use["hierarchy"], model = model, model.tile_encoder
     return Encoder(model, name, revision_of(name), precision=precision, **use)
 
 
@@ -183,6 +199,8 @@ def stated_use(name: str, config: Any, preset: Preset | None, options: dict[str,
             return known
         stated = {"size": input_size(processor), "mean": processor.image_mean, "std": processor.image_std}
         stated |= {each: getattr(processor, each, None) for each in ("pooling", "mpp")}
+        if config.model_type == HIERARCHY:
+            stated |= {"size": config.tile_size, "region": processor.region}
         if stated["mpp"] is not None:
             known["other_mpp"] = ()
     known |= {each: value for each, value in stated.items() if value is not None}

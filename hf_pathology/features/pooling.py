@@ -18,7 +18,7 @@ def pooling_of(stated: str | None, encoder: str, model_type: str) -> Pooling:
         if stated not in POOLINGS:
             raise ValueError(f"{encoder} asks for pooling {stated!r}: known are {', '.join(POOLINGS)}")
         return stated
-    if model_type in ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "deit", "beit", "vit_msn"):
+    if model_type in ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "deit", "beit", "vit_msn", "hipt"):
         return "cls"
     if model_type in ("resnet", "convnext", "convnextv2", "regnet"):
         return "gap"

@@ -63,6 +63,8 @@ class TrainingLoop:
         export: writes the method's encoder to a path, every `options.export_every` steps, on the main process.
         judge: numbers for the log that say what the encoder it is given is worth, every `options.judge_every` steps and
             after the last, on the main process. Whatever they draw, the run goes on as if neither had been called.
+        before_step: called on all ranks before each step with its number, for what a method needs from the whole cohort
+            now and then; what it leaves in buffers of the method is saved with them.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class TrainingLoop:
         *,
         export: Callable[[Path], None] | None = None,
         judge: Callable[[nn.Module], dict[str, float]] | None = None,
+        before_step: Callable[[int], None] | None = None,
     ):
+        self.before_step = before_step
         self.loader, self.to_inputs, self.options = loader, to_inputs, options
         self.accelerator, self.out = accelerator, Path(out)
         self.config = {**config, "tiles_a_step": self.tiles_a_step, "mixed_precision": accelerator.mixed_precision}
@@ -129,6 +133,8 @@ class TrainingLoop:
         with stop_on_signals() as stop, progress, closing(self._batches()) as batches:
             self.spent.lap()
             while self.step < self.options.steps:
+                if self.before_step is not None:
+                    self.before_step(self.step)
                 rates = self._set_rates()
                 scalars, tiles = self._accumulate(batches)
                 gradients = {name: weight.grad for name, weight in self.trained.items() if weight.grad is not None}

@@ -1,0 +1,49 @@
+"""The original HIPT's weights in our model."""
+
+import torch
+from originals import vit_config, vit_weights
+
+from hf_pathology.modeling.configuration_hipt import HiptConfig, HiptRegionConfig
+from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
+from hf_pathology.modeling.position import dino_position_table
+
+
+def region_config(arguments: dict) -> HiptRegionConfig:
+    return HiptRegionConfig(
+        input_size=arguments["input_embed_dim"],
+        hidden_size=arguments["output_embed_dim"],
+        num_hidden_layers=arguments["depth"],
+        num_attention_heads=arguments["num_heads"],
+        intermediate_size=arguments["mlp_ratio"] * arguments["output_embed_dim"],
+        grid_size=arguments["img_size"][0] // 16,
+        dino_interpolation=True,
+    )
+
+
+def region_weights(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The weights of an original ViT-4K under our names."""
+    rest = {name: weight for name, weight in state.items() if not name.startswith(f"{prefix}phi.0.")}
+    weights = {f"vit.{name}": weight for name, weight in vit_weights(rest, prefix).items()}
+    projection = "vit.embeddings.patch_embeddings.projection.0"
+    weights[f"{projection}.weight"] = state[f"{prefix}phi.0.weight"][:, :, None, None]
+    weights[f"{projection}.bias"] = state[f"{prefix}phi.0.bias"]
+    return weights
+
+
+def region_model(state: dict[str, torch.Tensor], arguments: dict, prefix: str = "vit4k.") -> HiptRegionModel:
+    model = HiptRegionModel(region_config(arguments))
+    model.load_state_dict(region_weights(state, prefix))
+    return model.eval()
+
+
+def hipt_model(state: dict[str, torch.Tensor], tile: dict, region: dict, **options) -> HiptModel:
+    """Both levels, the tile encoder's table of positions baked for 256 px."""
+    tile_config = vit_config(tile)
+    tile_config.image_size = 256
+    model = HiptModel(HiptConfig(tile_config, region_config(region), **options))
+    weights = vit_weights(state, "vit256.")
+    table = "embeddings.position_embeddings"
+    weights[table] = dino_position_table(weights[table], (16, 16))
+    model.tile_encoder.load_state_dict(weights)
+    model.region_encoder.load_state_dict(region_weights(state, "vit4k."))
+    return model.eval()
