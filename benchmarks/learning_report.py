@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in asked.results]
     runs.sort(key=lambda run: (run["tiles"], run["method"], run["minutes"], named(run), run["seed"]))
-    plain = [run for run in runs if not run["changes"]]
+    longest = {(run["tiles"], run["method"]): run["minutes"] for run in runs}  # which are sorted by it
+    plain = [run for run in runs if not run["changes"] and run["minutes"] == longest[run["tiles"], run["method"]]]
     print_learning(plain)
     print_changes(runs)
     if asked.figures:
