@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain = [run for run in runs if not run["changes"] and run["minutes"] == longest[run["tiles"], run["method"]]]
     print_learning(plain)
     print_changes(runs)
-    if asked.figures:
+    if asked.figures and plain:  # changes alone have no curve of their own
         draw_curves(plain, asked.figures / "learning_curves.svg")
         draw_panels(plain, asked.figures / "learning_panels.svg")
 
@@ -134,7 +134,8 @@ def draw_panels(runs: list[Run], path: Path) -> None:
             label = f"{run['tiles']}, {run['method']}, seed {run['seed']}"
             axis.plot(images, [value(panel) for panel in run["panels"]], label=label, linewidth=1)
             axis.set(title=title, xlabel="thousand images")
-    axes[0, 1].legend(fontsize=6)
+    if axes[0, 1].lines:
+        axes[0, 1].legend(fontsize=6)
     finish(figure, path)
 
 

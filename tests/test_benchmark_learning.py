@@ -38,6 +38,7 @@ def result(seed: int, right: int, **more) -> dict:
 
 
 def report(tmp_path, capsys, *results) -> list[str]:
+    capsys.readouterr()  # what was printed before
     paths = []
     for number, content in enumerate(results):
         paths.append(tmp_path / f"{number}.json")
@@ -101,5 +102,8 @@ def test_an_encoder_is_trained_and_judged_beside_itself_untrained(folder, tmp_pa
     assert found["correct"].keys() == {"trained", "untrained"}
     for right in found["correct"].values():
         assert right.keys() == set(learning.JUDGED_BY[method]) and all(len(each) == 32 for each in right.values())
-    rows = report(tmp_path, capsys, found)
-    assert rows[2].startswith("| tiles") or found["changes"]
+    assert found["changes"].keys() == {change.split("=")[0] for change in small}
+    rows = report(tmp_path, capsys, found | {"changes": {}})
+    assert [row.split(" | ")[1] for row in rows[2 : 2 + len(learning.JUDGED_BY[method])]] == [f"{method}, 0"] * len(
+        learning.JUDGED_BY[method]
+    )
