@@ -294,27 +294,19 @@ def heatmap(
     limit: Limit = None,
 ) -> None:
     """Paint over slides where a slide classifier looks, or where a hierarchy does."""
-    from .commands.attention import attention
     from .commands.heatmap import heatmap as run
-    from .errors import UserError
 
-    if (encoder is None) == (head is None or features is None):
-        raise UserError(
-            "say whose attention: a slide classifier's by --head and --features, or a hierarchy's by --encoder"
-        )
-    if encoder is None:
-        raise typer.Exit(run(slides=slides, head=head, features=features, out=out, slide_mpp=slide_mpp, limit=limit))
+    drawing = {"tiles": tiles, "region_head": region_head, "tile_head": tile_head, "pixel": pixel}
     raise typer.Exit(
-        attention(
+        run(
             slides=slides,
+            head=head,
+            features=features,
             encoder=encoder,
             out=out,
-            tiles=tiles,
-            region_head=region_head,
-            tile_head=tile_head,
-            pixel=pixel,
             slide_mpp=slide_mpp,
             limit=limit,
+            **drawing,
         )
     )
 

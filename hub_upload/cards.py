@@ -47,10 +47,8 @@ def encoder_card(
         mpp=config["mpp"],
         tile_size=config["global_size"],
     )
-    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        (files("hf_pathology.model_cards") / "encoder.md.j2").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return filled(
+        "encoder.md.j2",
         metadata=data.to_yaml(),
         method=method,
         model_type=encoder.config.model_type,
@@ -104,10 +102,8 @@ def hipt_card(
         tile_size=config["tile_size"],
         region=config["region"],
     )
-    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        (files("hf_pathology.model_cards") / "hipt.md.j2").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return filled(
+        "hipt.md.j2",
         metadata=data.to_yaml(),
         method=method,
         whole=whole,
@@ -149,10 +145,8 @@ def tiles_card(*, pairs: Sequence[tuple[CohortSlide, TileGrid]], manifest: Manif
         ],
     )
     mpp = np.array([grid.effective_mpp for grid in grids])
-    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        (files("hf_pathology.model_cards") / "tiles.md.j2").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return filled(
+        "tiles.md.j2",
         metadata=data.to_yaml(),
         manifest=manifest,
         parquet=parquet,
@@ -178,3 +172,10 @@ def _size_category(rows: int) -> str:
     if not ahead:
         return f"n>{passed[-1]}"
     return f"{passed[-1]}<n<{ahead[0]}" if passed else f"n<{ahead[0]}"
+
+
+def filled(template: str, **values: Any) -> str:
+    """The template of that name with its values; a value that is missing is an error."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = (files("hf_pathology.model_cards") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(**values)

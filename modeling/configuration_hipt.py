@@ -75,7 +75,7 @@ class HiptConfig(PretrainedConfig):
         tile_size: edge of a tile in pixels.
         fit: what becomes of a region whose edges are no multiples of `tile_size`: "crop" takes its centre, as the
             original does; "pad" adds white to the right and below, so that nothing is lost.
-        white: the value of a white pixel after normalisation; 1 for a mean and deviation of 0.5.
+        white: the values of a white pixel after normalisation, for each channel; 1 for a mean and deviation of 0.5.
         tile_batch_size: tiles that are encoded at once.
     """
 
@@ -88,7 +88,7 @@ class HiptConfig(PretrainedConfig):
         region_config: HiptRegionConfig | dict[str, Any] | None = None,
         tile_size: int = 256,
         fit: Literal["crop", "pad"] = "crop",
-        white: float = 1.0,
+        white: list[float] | None = None,
         tile_batch_size: int = 256,
         **kwargs,
     ):
@@ -107,6 +107,6 @@ class HiptConfig(PretrainedConfig):
         self.region_config = region_config
         self.tile_size = tile_size
         self.fit = fit
-        self.white = white
+        self.white = [1.0, 1.0, 1.0] if white is None else white
         self.tile_batch_size = tile_batch_size
         super().__init__(**kwargs)

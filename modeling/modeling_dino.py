@@ -41,6 +41,13 @@ class DinoForPreTraining(TeacherStudent):
             global_views: normalised pixels (V, B, 3, H, W).
             local_views: normalised pixels (L, B, 3, H', W'), or None.
         """
+        _, loss = self.between_views(global_views, local_views)
+        return DinoOutput(loss=loss)
+
+    def between_views(
+        self, global_views: torch.Tensor, local_views: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's scores (V + L, B, K), float32, and their loss; the arguments are those of `forward`."""
         views, batch = global_views.shape[:2]
         with torch.no_grad():
             features, _ = trunk_tokens(self.teacher, global_views.flatten(0, 1))  # (V * B, D)
@@ -55,4 +62,4 @@ class DinoForPreTraining(TeacherStudent):
             scores = self.student_head.prototypes(embeddings.float()).unflatten(0, (-1, batch))  # (V + L, B, K)
             loss = view_loss(scores, targets, self.config.student_temperature)
         self.remember(features.unflatten(0, (views, batch)), targets, loss)
-        return DinoOutput(loss=loss)
+        return scores, loss

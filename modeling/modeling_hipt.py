@@ -182,7 +182,10 @@ class HiptModel(PreTrainedModel):
         size, edges = self.config.tile_size, pixel_values.shape[2:]
         if self.config.fit == "pad":
             down, right = (-edge % size for edge in edges)
-            pixel_values = F.pad(pixel_values, (0, right, 0, down), value=self.config.white)
+            region = pixel_values
+            white = region.new_tensor(self.config.white).view(1, 3, 1, 1)
+            pixel_values = white.repeat(len(region), 1, edges[0] + down, edges[1] + right)
+            pixel_values[:, :, : edges[0], : edges[1]] = region
         else:
             if min(edges) < size:
                 raise ValueError(

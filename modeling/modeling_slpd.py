@@ -6,9 +6,8 @@ import torch
 from transformers.utils import ModelOutput
 
 from .configuration_slpd import SlpdConfig
+from .modeling_dino import DinoForPreTraining
 from .self_distillation import RunningCenter, teacher_probabilities, view_loss
-from .teacher_student import TeacherStudent
-from .trunk import trunk_tokens
 
 
 @dataclass
@@ -21,7 +20,7 @@ class SlpdOutput(ModelOutput):
     neighbour_loss: torch.Tensor | None = None
 
 
-class SlpdForPreTraining(TeacherStudent):
+class SlpdForPreTraining(DinoForPreTraining):
     """DINO's prediction between views, and of what the teacher's head says of the prototypes of slides.
 
     A region's targets are the prototype of its cluster, and the most similar prototype of each slide that is most similar
@@ -34,9 +33,8 @@ class SlpdForPreTraining(TeacherStudent):
 
     def __init__(self, config: SlpdConfig):
         super().__init__(config)
-        self.student_head, self.teacher_head = self._make_heads(config.out_dim)
-        self.center, self.own_center, self.neighbour_center = (
-            RunningCenter((1, config.out_dim), config.center_momentum) for _ in range(3)
+        self.own_center, self.neighbour_center = (
+            RunningCenter((1, config.out_dim), config.center_momentum) for _ in range(2)
         )
         slides, clusters, neighbours = config.num_slides, config.num_clusters, config.num_neighbours
         self.register_buffer("slide_of", torch.zeros(config.num_regions, dtype=torch.int64))
@@ -44,8 +42,6 @@ class SlpdForPreTraining(TeacherStudent):
         self.register_buffer("prototypes", torch.zeros(slides, clusters, config.head_bottleneck_dim))
         self.register_buffer("neighbours", torch.zeros(slides, neighbours, dtype=torch.int64))
         self.register_buffer("matched", torch.zeros(slides, clusters, neighbours, dtype=torch.int64))
-        self.post_init()
-        self.start_teacher()
 
     @torch.no_grad()
     def set_clusters(
@@ -82,22 +78,10 @@ class SlpdForPreTraining(TeacherStudent):
             regions: the number of each region in the cohort, int64 (B,).
             local_views: grids (L, B, D, h', w'), or None.
         """
-        views, batch = global_views.shape[:2]
-        with torch.no_grad():
-            features, _ = trunk_tokens(self.teacher, global_views.flatten(0, 1))  # (V * B, D)
-            embeddings = self.teacher_head.embed(features)
-            with torch.autocast(embeddings.device.type, enabled=False):
-                scores = self.teacher_head.prototypes(embeddings.float())  # (V * B, K)
-                targets = teacher_probabilities(scores, self.center.value, self.teacher_temperature)
-                targets = targets.unflatten(0, (views, batch))
-                self.center.add(scores.sum(dim=0), len(scores))
-        embeddings = self.student_head.embed(self.see(global_views, local_views)[0])
-        with torch.autocast(embeddings.device.type, enabled=False):
-            scores = self.student_head.prototypes(embeddings.float()).unflatten(0, (-1, batch))  # (V + L, B, K)
-            cls_loss = view_loss(scores, targets, self.config.student_temperature)
+        scores, cls_loss = self.between_views(global_views, local_views)
+        with torch.autocast(scores.device.type, enabled=False):
             own_loss, neighbour_loss = self.prototype_losses(scores, regions)
             loss = cls_loss + self.config.own_weight * own_loss + self.config.neighbour_weight * neighbour_loss
-        self.remember(features.unflatten(0, (views, batch)), targets, cls_loss)
         return SlpdOutput(
             loss=loss, cls_loss=cls_loss.detach(), own_loss=own_loss.detach(), neighbour_loss=neighbour_loss.detach()
         )

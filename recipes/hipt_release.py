@@ -37,16 +37,23 @@ def find_tile_encoder(options: TileEncoderOptions, regions: RegionBlocks) -> Enc
     if options.tile_encoder == "none":
         return None
     remedy = "pass --tile_encoder none to release the region encoder alone"
-    if regions.pooling != "cls":
-        raise UserError(f"the features are {regions.pooling!r} of {regions.encoder}, no class tokens: {remedy}")
+    if regions.kind.pooling != "cls":
+        raise UserError(
+            f"the features are {regions.kind.pooling!r} of {regions.kind.encoder}, no class tokens: {remedy}"
+        )
     try:
-        encoder = load_encoder(options.tile_encoder or regions.encoder, pooling="cls")
+        encoder = load_encoder(options.tile_encoder or regions.kind.encoder, pooling="cls")
     except UserError as error:
         raise UserError(f"{error}; or {remedy}, or --tile_encoder DIR where it lies elsewhere") from error
-    if regions.revision not in (UNKNOWN, encoder.revision):
+    if regions.kind.revision not in (UNKNOWN, encoder.revision):
         raise UserError(
-            f"{encoder.name} has the revision {encoder.revision}, and the features were made by {regions.revision}: pass "
+            f"{encoder.name} has the revision {encoder.revision}, and the features were made by {regions.kind.revision}: pass "
             f"the encoder that made them as --tile_encoder, or {remedy}"
+        )
+    if regions.kind.tile_size not in (None, encoder.size):
+        raise UserError(
+            f"the features are of tiles of {regions.kind.tile_size} px, resized to the {encoder.size} px of {encoder.name}, and a "
+            f"hierarchy does not resize: embed with --size {encoder.size}, or {remedy}"
         )
     return encoder
 
@@ -73,13 +80,13 @@ class HiptRelease:
 
     def __call__(self, folder: Path) -> None:
         region_encoder, source, tiles = self.encoder(), self.cohort.source, self.tiles
-        size, mpp = source.tile_size, source.mpp
+        size, mpp = source.kind.tile_size, source.kind.mpp
         if tiles is not None:
             size, mpp = size or tiles.size, mpp or tiles.mpp
         card = hipt_card(
             method=self.method,
             region_encoder=region_encoder,
-            tile_encoder=source.encoder if tiles is None else tiles.name,
+            tile_encoder=source.kind.encoder if tiles is None else tiles.name,
             whole=tiles is not None,
             config={**self.config, "tile_size": size, "mpp": mpp},
             log=self.out / "log.jsonl",
@@ -91,9 +98,11 @@ class HiptRelease:
             export_region_encoder(region_encoder, folder, card)
             return
         config = HiptConfig(tiles.model.config, region_encoder.config, tile_size=size)
-        config.white = float((1 - tiles.mean[0]) / tiles.std[0])
+        config.white = [(1 - mean) / std for mean, std in zip(tiles.mean, tiles.std)]
         model = HiptModel(config)
         weights = {name: weight for name, weight in tiles.model.state_dict().items() if not name.startswith("pooler.")}
         model.tile_encoder.load_state_dict(weights)
         model.region_encoder.load_state_dict(region_encoder.state_dict())
-        export_hipt(model, folder, region=source.grid, mpp=mpp, mean=list(tiles.mean), std=list(tiles.std), card=card)
+        export_hipt(
+            model, folder, region=source.kind.grid, mpp=mpp, mean=list(tiles.mean), std=list(tiles.std), card=card
+        )

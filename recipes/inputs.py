@@ -6,17 +6,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hf_pathology.recipes.region_data import RegionCohort, RegionData
 from hf_pathology.recipes.slide_data import SlideData, TileData
 from hf_pathology.tiles.loader import TileLoader
 from hf_pathology.tiles.photometric import Photometric
-from hf_pathology.tiles.views import MultiCrop, ViewOptions
+from hf_pathology.tiles.views import ViewOptions
 from hf_pathology.training.options import TrainingOptions
 
 
 def view_loader(
-    cohort: TileData, to_views: MultiCrop, data: SlideData, training: TrainingOptions, accelerator: Accelerator
+    cohort: TileData | RegionCohort,
+    to_views: Callable[[dict[str, Any]], dict[str, Any]],
+    data: SlideData | RegionData,
+    training: TrainingOptions,
+    accelerator: Accelerator,
 ) -> TileLoader:
-    """The endless batches of views of this rank's tiles of the cohort."""
+    """The endless batches of views of this rank's tiles (or regions) of the cohort."""
     return TileLoader(
         cohort.source,
         to_views,

@@ -16,8 +16,9 @@ from hf_pathology.modeling.configuration_slpd import SlpdConfig
 from hf_pathology.modeling.modeling_slpd import SlpdForPreTraining
 from hf_pathology.recipes.encoder_release import end_run
 from hf_pathology.recipes.hipt_release import HiptRelease, TileEncoderOptions, find_tile_encoder
+from hf_pathology.recipes.inputs import view_loader
 from hf_pathology.recipes.pretrain_dino import DinoOptions
-from hf_pathology.recipes.region_data import RegionData, crops_to_inputs, load_regions, region_loader
+from hf_pathology.recipes.region_data import RegionData, crops_to_inputs, load_regions
 from hf_pathology.recipes.slide_prototypes import ClusterOptions, SlidePrototypes
 from hf_pathology.recipes.trunk import RegionTrunkOptions, make_method, new_region_trunk
 from hf_pathology.training.config import deciding, parse_config
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Regions to views to loss.
     cohort = load_regions(data, accelerator)
     regions = cohort.source
-    crops.check_grid(regions.grid)
+    crops.check_grid(regions.kind.grid)
     clusters.check_regions(regions)
     tile_encoder = find_tile_encoder(tiles, regions)
     model = make_method(
@@ -69,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             **asdict(weights),
         ),
         trunk,
-        lambda: new_region_trunk(trunk, regions.width, crops.global_size),
+        lambda: new_region_trunk(trunk, regions.kind.width, crops.global_size),
         accelerator,
     )
-    loader = region_loader(regions, GridCrops(crops, training.seed), data, training, accelerator)
+    loader = view_loader(cohort, GridCrops(crops, training.seed), data, training, accelerator)
     config = deciding(cohort, crops, trunk, numbers, weights, clusters, training, data)
     release = HiptRelease("SLPD", lambda: model.encoder, tile_encoder, config, cohort, training, Path(data.out))
     prototypes = SlidePrototypes(

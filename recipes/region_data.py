@@ -9,11 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from hf_pathology.errors import UserError, require_at_least
-from hf_pathology.features.grid_crops import GridCrops
 from hf_pathology.features.region_blocks import RegionBlocks
 from hf_pathology.slides.cohort import read_table
-from hf_pathology.tiles.loader import TileLoader
-from hf_pathology.training.options import TrainingOptions
 
 
 @dataclass
@@ -63,8 +60,9 @@ class RegionCohort:
 
     def deciding(self) -> dict[str, Any]:
         """What decides which regions are seen."""
-        known = {name: getattr(self.source, name) for name in ("mpp", "tile_size", "pooling")}
-        return {**known, "region": self.source.grid, "regions": self.source.fingerprint}
+        kind = self.source.kind
+        known = {"mpp": kind.mpp, "tile_size": kind.tile_size, "pooling": kind.pooling}
+        return {**known, "region": kind.grid, "regions": self.source.fingerprint}
 
 
 def load_regions(data: RegionData, accelerator: Accelerator) -> RegionCohort:
@@ -79,22 +77,6 @@ def load_regions(data: RegionData, accelerator: Accelerator) -> RegionCohort:
         for problem in source.problems:
             print(problem, file=sys.stderr)
     return RegionCohort(source, source.problems)
-
-
-def region_loader(
-    source: RegionBlocks, crops: GridCrops, data: RegionData, training: TrainingOptions, accelerator: Accelerator
-) -> TileLoader:
-    """The endless batches of views of this rank's regions."""
-    return TileLoader(
-        source,
-        crops,
-        batch_size=training.batch_size,
-        window=data.window,
-        seed=training.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        workers=data.workers,
-    )
 
 
 def crops_to_inputs(

@@ -108,7 +108,7 @@ class SlidePrototypes:
         """What the teacher's head makes of the middle of each region, unit vectors float32 (regions, bottleneck)."""
         device = self.accelerator.device
         found = np.zeros((len(self.regions), self.method.config.head_bottleneck_dim), np.float32)
-        first = (self.regions.grid - self.crop) // 2
+        first = (self.regions.kind.grid - self.crop) // 2
         middle = slice(first, first + self.crop)
         starts = range(0, len(self.regions), BATCH)
         for start in starts[self.accelerator.process_index :: self.accelerator.num_processes]:

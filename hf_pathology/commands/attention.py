@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic import atomic_path
 from ..errors import SlideError, UserError
 from ..features.encoder import Encoder, load_encoder
 from ..progress import ProgressBar
@@ -11,7 +12,6 @@ from ..record import RunRecord
 from ..report.heatmap import draw_scale_bar, panels, pixels_of
 from ..report.slide_attention import Drawing, SlideAttention, paint, slide_attention
 from ..slides.aperio import write_aperio
-from ..slides.grid import TileGrid
 from ..slides.reader import Slide
 from ..slides.tiling import OVERVIEW_EDGE, GridOptions, options_of, save_jpeg, tile_cohort
 from .cohort import chosen_slides
@@ -49,7 +49,7 @@ def attention(
                     raise grid
                 with grid.open(slide.path) as opened:
                     found = slide_attention(opened, grid, loaded, drawing)
-                    write_pictures(opened, grid, found, out, slide.key)
+                    write_pictures(opened, found, out, slide.key)
                 record.did(slide.key, regions=len(grid) // grid.region**2)
             except SlideError as error:
                 record.failed(str(error))
@@ -79,17 +79,18 @@ def drawing_of(encoder: Encoder, region_head: int | None, tile_head: int | None,
     return Drawing(region_head, tile_head, pixel, shift)
 
 
-def write_pictures(slide: Slide, grid: TileGrid, found: SlideAttention, out: Path, key: str) -> None:
-    """KEY.jpg: the slide and its three maps side by side; KEY.svs: the factorised one over the slide, as a pyramid."""
+def write_pictures(slide: Slide, found: SlideAttention, out: Path, key: str) -> None:
+    """KEY.jpg: the slide beside its three maps; KEY.npz: these; KEY.attention.svs: the factorised one over the slide."""
     height, width = found.covered.shape
     size = max(height, width)
     whole = slide.read((0, 0), (width, height), found.mpp)
     painted = {name: paint(whole, scores, found.covered) for name, scores in found.maps.items()}
-    write_aperio(out / f"{key.removesuffix('.svs')}.attention.svs", painted["factorised"], found.mpp)
+    write_aperio(out / f"{key}.attention.svs", painted["factorised"], found.mpp)
     step = max(1, -(-size // OVERVIEW_EDGE))
     figure, axes = panels([picture[::step, ::step] for picture in (whole, *painted.values())])
     for each, name in zip(axes, ("slide", *painted)):
         each.text(0.02, 0.98, name, transform=each.transAxes, va="top", fontsize=10)
     draw_scale_bar(axes[0], found.mpp * step)
     save_jpeg(out / f"{key}.jpg", pixels_of(figure))
-    np.savez_compressed(out / f"{key}.npz", covered=found.covered, mpp=found.mpp, **found.maps)
+    with atomic_path(out / f"{key}.npz") as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, covered=found.covered, mpp=found.mpp, **found.maps)

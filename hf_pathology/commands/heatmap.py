@@ -1,6 +1,7 @@
-"""`hf-pathology heatmap`: where a slide classifier looks."""
+"""`hf-pathology heatmap`: where a slide classifier looks, or a hierarchy."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,35 @@ from ..record import RunRecord
 from ..report.heatmap import attention_picture
 from ..slides.cohort import CohortSlide, slide_names
 from ..slides.tiling import OVERVIEW_EDGE, save_jpeg
+from .attention import attention
 from .cohort import chosen_slides
 
 
-def heatmap(*, slides: Path, head: Path, features: Path, out: Path, slide_mpp: float | None, limit: int | None) -> int:
+def heatmap(
+    *,
+    slides: Path,
+    head: Path | None,
+    features: Path | None,
+    encoder: str | None,
+    out: Path,
+    slide_mpp: float | None,
+    limit: int | None,
+    **drawing: Any,
+) -> int:
+    """Paints a slide classifier's attention, or, by `attention`, a hierarchy's own; returns the exit code."""
+    by_head = head is not None and features is not None
+    if by_head == (encoder is not None) or (encoder is not None and (head or features)):
+        raise UserError(
+            "say whose attention: a slide classifier's by --head and --features, or a hierarchy's by --encoder"
+        )
+    if encoder is not None:
+        return attention(slides=slides, encoder=encoder, out=out, slide_mpp=slide_mpp, limit=limit, **drawing)
+    return head_attention(slides, head, features, out, slide_mpp, limit)
+
+
+def head_attention(
+    slides: Path, head: Path, features: Path, out: Path, slide_mpp: float | None, limit: int | None
+) -> int:
     """Writes one picture for each slide that has features; returns the exit code."""
     record = RunRecord("heatmap", {"slides": slides, "head": head, "features": features})
     loaded = load_head(head)

@@ -142,6 +142,14 @@ def load_encoder(
         raise reason_of(name, error) from error
     model = model.eval().to(device)
     if config.model_type == HIERARCHY:
+        if use["pooling"] != "cls":
+            raise UserError(f"{name} is a hierarchy, made for class tokens: leave out --pooling {use['pooling']}")
+        tiles = model.tile_encoder.config
+        if tiles.model_type == "vit" and tiles.image_size != config.tile_size:
+            raise UserError(
+                f"{name} has tiles of {config.tile_size} px, and positions for {tiles.image_size}: interpolate them for "
+                "tiles of that size when it is made (`modeling/position.py`)"
+            )
         use["hierarchy"], model = model, model.tile_encoder
     return Encoder(model, name, revision_of(name), precision=precision, **use)
 
@@ -200,11 +208,12 @@ def stated_use(name: str, config: Any, preset: Preset | None, options: dict[str,
         stated = {"size": input_size(processor), "mean": processor.image_mean, "std": processor.image_std}
         stated |= {each: getattr(processor, each, None) for each in ("pooling", "mpp")}
         if config.model_type == HIERARCHY:
-            stated |= {"size": config.tile_size, "region": processor.region}
+            stated |= {"size": config.tile_size, "region": getattr(processor, "region", None)}
         if stated["mpp"] is not None:
             known["other_mpp"] = ()
     known |= {each: value for each, value in stated.items() if value is not None}
-    lacking = [each for each in ("size", "mean", "std") if known.get(each) is None]
+    needed = ("size", "mean", "std", *(["region"] if config.model_type == HIERARCHY else []))
+    lacking = [each for each in needed if known.get(each) is None]
     if lacking:
         raise ValueError(f"it does not state its {', '.join(lacking)}")
     return {**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])}

@@ -62,7 +62,7 @@ class RegionBlocks:
         slide_of: the slide of each region, int64 (regions,), indices of `slides`; regions of a slide follow each other.
         xy: corners of the regions in level-0 pixels, int64 (regions, 2); for tensors, which do not say them, (number, 0).
         problems: a message for each slide of which regions were left out, because some of their tiles could not be read.
-        encoder, revision, pooling, mpp, tile_size, grid, width: see `RegionKind`.
+        kind: what all regions have in common.
 
     A `TileSource`, as `SlideBlocks` is. Raises UserError when there is no region, or the files differ in encoder,
     resolution or region.
@@ -103,11 +103,6 @@ class RegionBlocks:
             raise UserError(f"{folder} holds no region whose tiles could all be read")
         self.slide_of, self.xy = np.array(slide_of), np.concatenate(corners)
 
-    def __getattr__(self, name: str):
-        if name in RegionKind.__dataclass_fields__:
-            return getattr(self.kind, name)
-        raise AttributeError(name)
-
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -121,7 +116,8 @@ class RegionBlocks:
     @property
     def fingerprint(self) -> str:
         """A hash of the encoder and of all regions' slides and corners: runs with the same one see the same regions."""
-        said = repr((self.encoder, self.revision, self.pooling, self.slides, self.slide_of.tolist()))
+        kind = self.kind
+        said = repr((kind.encoder, kind.revision, kind.pooling, self.slides, self.slide_of.tolist()))
         return hashlib.blake2b(said.encode() + self.xy.tobytes(), digest_size=8).hexdigest()
 
     def numbers(self, slides: Sequence[str], xy: np.ndarray) -> np.ndarray:
@@ -187,40 +183,39 @@ class TensorStore:
     def __init__(self, folder: Path):
         self.folder = folder
         self._files: dict[str, list[Path]] = {}
+        self._seen: dict[Path, tuple[tuple[int, ...], np.ndarray]] = {}  # shape of a grid, and which are whole
         for path in sorted(folder.rglob("*.pt"), key=lambda path: (path.parent, _number_last(path))):
+            grids, is_alone = self._regions(path)
+            self._seen[path] = grids.shape[1:], np.isfinite(grids).all(axis=(1, 2, 3))
             name = path.relative_to(folder).with_suffix("").as_posix()
-            alone = re.fullmatch(r"(.+)_\d+", name) if self._tensor(path).ndim == 2 else None
+            alone = re.fullmatch(r"(.+)_\d+", name) if is_alone else None
             self._files.setdefault(alone[1] if alone else name, []).append(path)
 
     def slides(self) -> list[str]:
         return sorted(self._files)
 
     def look_at(self, slide: str) -> tuple[RegionKind, np.ndarray, np.ndarray, int]:
-        grids = [self._regions(path) for path in self._files[slide]]
-        shapes = {grid.shape[1:] for grid in grids}
+        shapes = {self._seen[path][0] for path in self._files[slide]}
         if len(shapes) > 1:
             raise UserError(f"{self.folder}: the regions of {slide} differ in shape: {sorted(shapes)}")
         ((edge, _, width),) = shapes
-        whole = np.concatenate([np.isfinite(grid).all(axis=(1, 2, 3)) for grid in grids])
+        whole = np.concatenate([self._seen[path][1] for path in self._files[slide]])
         rows = np.flatnonzero(whole)
         corners = np.stack([rows, np.zeros_like(rows)], axis=1)
         return RegionKind(UNKNOWN, UNKNOWN, "cls", None, None, edge, width), rows, corners, int((~whole).sum())
 
     def grid_of(self, slide: str, row: int) -> np.ndarray:
         files = self._files[slide]
-        return self._regions(files[row])[0] if len(files) > 1 else self._regions(files[0])[row]
+        return self._regions(files[row])[0][0] if len(files) > 1 else self._regions(files[0])[0][row]
 
-    def _regions(self, path: Path) -> np.ndarray:
-        """The grids (M, grid, grid, D) in a file."""
-        tensor = self._tensor(path)
-        tensor = tensor[None] if tensor.ndim == 2 else tensor
-        edge = isqrt(tensor.shape[1])
-        if edge**2 != tensor.shape[1]:
-            raise UserError(f"{path} has {tensor.shape[1]} tiles in a region, which form no square")
-        return tensor.reshape(len(tensor), edge, edge, -1)
-
-    def _tensor(self, path: Path) -> np.ndarray:
-        return checked_features(path, read_tensor(path), dimensions=(2, 3))
+    def _regions(self, path: Path) -> tuple[np.ndarray, bool]:
+        """The grids (M, grid, grid, D) in a file, and whether the file is of one region alone."""
+        tensor = checked_features(path, read_tensor(path), dimensions=(2, 3))
+        regions = tensor[None] if tensor.ndim == 2 else tensor
+        edge = isqrt(regions.shape[1])
+        if edge**2 != regions.shape[1]:
+            raise UserError(f"{path} has {regions.shape[1]} tiles in a region, which form no square")
+        return regions.reshape(len(regions), edge, edge, -1), tensor.ndim == 2
 
 
 def _number_last(path: Path) -> tuple[str, int]:

@@ -66,8 +66,26 @@ def find_embedded(
     except UserError:
         return None
     file = None if grid.stored is None else (grid.stored.file_bytes, grid.stored.file_time)
-    wanted = (encoder.revision, encoder.pooling, grid.size, grid.mpp, tuple(grid.extent), options.dtype, file)
-    has = (bag.revision, bag.pooling, bag.size, bag.mpp, bag.extent, bag.features.dtype.name, bag.slide_file)
+    wanted = (
+        encoder.revision,
+        encoder.pooling,
+        grid.size,
+        grid.mpp,
+        tuple(grid.extent),
+        grid.region,
+        options.dtype,
+        file,
+    )
+    has = (
+        bag.revision,
+        bag.pooling,
+        bag.size,
+        bag.mpp,
+        bag.extent,
+        bag.region,
+        bag.features.dtype.name,
+        bag.slide_file,
+    )
     if has != wanted or not np.array_equal(bag.xy, grid.xy):
         return None
     unreadable = int((~bag.valid).sum())

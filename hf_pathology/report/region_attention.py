@@ -26,18 +26,20 @@ class RegionAttention:
     tiles: ScoreMap
     pixel: int
 
-    def factorised(self, region_head: int | None, tile_head: int | None, tile_weight: float = 2.0) -> np.ndarray:
-        """One head of each level together, float32 (rows, columns) between 0 and 1; None is the mean over the heads."""
-        levels = [
-            averaged(each) if head is None else each
-            for each, head in ((self.regions, region_head), (self.tiles, tile_head))
-        ]
-        return factorised(*levels, region_head or 0, tile_head or 0, tile_weight)
+    def maps(self, region_head: int | None, tile_head: int | None) -> dict[str, np.ndarray]:
+        """One head of each level, None for the mean over all, and both together: float32 (rows, columns) from 0 to 1.
+
+        "regions", "tiles" and "factorised".
+        """
+        regions, tiles = one_head(self.regions, region_head), one_head(self.tiles, tile_head)
+        together = factorised(regions, tiles, 0, 0)
+        return {"regions": regions.scores[0], "tiles": tiles.scores[0], "factorised": together}
 
 
-def averaged(level: ScoreMap) -> ScoreMap:
-    """The mean over the heads, as the one head of a map."""
-    return ScoreMap(level.scores.mean(axis=0, keepdims=True), level.passes)
+def one_head(level: ScoreMap, head: int | None) -> ScoreMap:
+    """The map with this head alone, or with the mean over the heads."""
+    scores = level.scores.mean(axis=0) if head is None else level.scores[head]
+    return ScoreMap(scores[None], level.passes)
 
 
 def region_attention(

@@ -30,16 +30,14 @@ def tile_level_map(attention: Sequence[np.ndarray], pixel: int, shift: int) -> S
     """
     maps = []
     for each in attention:
-        ranks = percentile_ranks(each, axes=2, repeats=pixel**2)
+        ranks = ranks_among(each, axes=2, repeats=pixel**2)
         maps.append(enlarge(tiles_in_place(ranks), pixel))
     return overlapping_mean(maps, shift)
 
 
 def region_level_map(attention: Sequence[np.ndarray], pixel: int, shift: int) -> ScoreMap:
     """The scores of the region level; the arguments are those of `tile_level_map`, attention (heads, h, w) of each pass."""
-    return overlapping_mean(
-        [enlarge(percentile_ranks(each, axes=2, repeats=pixel**2), pixel) for each in attention], shift
-    )
+    return overlapping_mean([enlarge(ranks_among(each, axes=2, repeats=pixel**2), pixel) for each in attention], shift)
 
 
 def factorised(
@@ -55,7 +53,7 @@ def factorised(
     return (total / (weights[0] + weights[1])).astype(np.float32)
 
 
-def percentile_ranks(values: np.ndarray, axes: int, repeats: int = 1) -> np.ndarray:
+def ranks_among(values: np.ndarray, axes: int, repeats: int = 1) -> np.ndarray:
     """The ranks of `values` among those along the last `axes`, over their number, between 0 and 1; ties share their mean.
 
     Args:

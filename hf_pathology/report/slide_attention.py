@@ -67,11 +67,7 @@ def slide_attention(slide: Slide, grid: TileGrid, encoder: Encoder, drawing: Dra
     covered = np.zeros(shape, bool)
     for corner, found in region_attentions(slide, grid, encoder, drawing):
         left, top = (round(edge / each) for edge, each in zip(corner, per_pixel))
-        drawn = {
-            "regions": head_or_mean(found.regions.scores, drawing.region_head),
-            "tiles": head_or_mean(found.tiles.scores, drawing.tile_head),
-            "factorised": found.factorised(drawing.region_head, drawing.tile_head),
-        }
+        drawn = found.maps(drawing.region_head, drawing.tile_head)
         place = np.s_[top : top + drawn["tiles"].shape[0], left : left + drawn["tiles"].shape[1]]
         height, width = covered[place].shape  # a region may leave the slide
         for name, part in drawn.items():
@@ -104,11 +100,6 @@ def region_attentions(
                 tile_passes=drawing.tile_passes,
             ),
         )
-
-
-def head_or_mean(scores: np.ndarray, head: int | None) -> np.ndarray:
-    """One of the maps (heads, rows, columns), or their mean."""
-    return scores.mean(axis=0) if head is None else scores[head]
 
 
 def paint(picture: np.ndarray, scores: np.ndarray, covered: np.ndarray, *, colormap: str = "coolwarm") -> np.ndarray:

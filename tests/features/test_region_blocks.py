@@ -46,7 +46,7 @@ def save(folder, *bags):
 def test_every_region_is_a_block_with_its_slide_corner_and_grid(tmp_path):
     one, two = save(tmp_path, bag("a/one", 3), bag("two", 2))
     regions = RegionBlocks(tmp_path)
-    assert (len(regions), regions.grid, regions.width, regions.slides) == (5, EDGE, WIDTH, ["a/one", "two"])
+    assert (len(regions), regions.kind.grid, regions.kind.width, regions.slides) == (5, EDGE, WIDTH, ["a/one", "two"])
     assert regions.slide_of.tolist() == [0, 0, 0, 1, 1] and regions.xy[:, 0].tolist() == [0, 32, 64, 0, 32]
     np.testing.assert_array_equal(regions[1], one.features[4:8].reshape(2, 2, 3))
     rows = regions.read([4, 0])
@@ -114,7 +114,7 @@ def test_hipts_tensors_are_read_one_region_or_all_of_a_slide_to_a_file(tmp_path)
     torch.save(grids[:11], tmp_path / "together" / "TCGA-1.pt")
     alone, together = RegionBlocks(tmp_path / "alone"), RegionBlocks(tmp_path / "together")
     assert alone.slides == ["TCGA-1_x", "TCGA-2"] and np.bincount(alone.slide_of).tolist() == [11, 1]
-    assert (alone.grid, alone.width, alone.encoder, alone.mpp) == (EDGE, WIDTH, "unknown", None)
+    assert (alone.kind.grid, alone.kind.width, alone.kind.encoder, alone.kind.mpp) == (EDGE, WIDTH, "unknown", None)
     for number in range(11):
         np.testing.assert_array_equal(alone[number], grids[number].view(EDGE, EDGE, WIDTH))
         np.testing.assert_array_equal(together[number], alone[number])

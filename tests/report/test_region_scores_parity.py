@@ -82,4 +82,7 @@ def test_from_pixels_to_maps_as_the_original(scores, goldens):
     for head in HEADS:
         assert np.abs(found.tiles.scores[head] - scores.output[f"score256_head{head}"].numpy()).mean() < 1e-3
     for one, other in ((0, 0), (2, 4)):
-        assert np.abs(found.factorised(one, other) - blend[f"blend_4khead{one}_256head{other}"].numpy()).mean() < 1e-3
+        assert (
+            np.abs(found.maps(one, other)["factorised"] - blend[f"blend_4khead{one}_256head{other}"].numpy()).mean()
+            < 1e-3
+        )

@@ -11,7 +11,7 @@ from programs import run_command
 
 from hf_pathology.features.encoder import load_encoder
 from hf_pathology.report.region_attention import region_attention
-from hf_pathology.report.region_scores import enlarge, percentile_ranks
+from hf_pathology.report.region_scores import enlarge, ranks_among
 from hf_pathology.report.slide_attention import Drawing, slide_attention
 from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.grid import tile_grid
@@ -45,9 +45,9 @@ def test_one_pass_is_the_ranks_of_the_attention_itself(hierarchy):
     encoder, region = load_encoder(hierarchy), draw_slide(1, "solid", 512)[0][:EDGE, :EDGE]
     found = region_attention(encoder.hierarchy, region, encoder.region_pixels, pixel=4, shift=16, **ONE_PASS)
     seen = encoder.hierarchy.attention(encoder.region_pixels(region))
-    expected = percentile_ranks(enlarge(seen.regions[0].numpy(), TILE // 4), axes=2)
+    expected = ranks_among(enlarge(seen.regions[0].numpy(), TILE // 4), axes=2)
     np.testing.assert_allclose(found.regions.scores, expected, atol=1e-6)
-    tile = percentile_ranks(enlarge(seen.tiles[0, 1, 2].numpy(), 2), axes=2)
+    tile = ranks_among(enlarge(seen.tiles[0, 1, 2].numpy(), 2), axes=2)
     np.testing.assert_allclose(found.tiles.scores[:, 8:16, 16:24], tile, atol=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_the_command_writes_a_picture_maps_and_a_pyramid_that_openslide_opens(hi
     assert done.returncode == 0, done.stderr
     maps = np.load(tmp_path / "a.svs.npz")
     assert maps["factorised"].shape == maps["covered"].shape == (256, 256)
-    with openslide.OpenSlide(tmp_path / "a.attention.svs") as pyramid:
+    with openslide.OpenSlide(tmp_path / "a.svs.attention.svs") as pyramid:
         assert pyramid.dimensions == (256, 256)
         assert float(pyramid.properties["openslide.mpp-x"]) == pytest.approx(float(maps["mpp"]), rel=1e-3)
     assert (tmp_path / "a.svs.jpg").stat().st_size > 5000
@@ -104,6 +104,7 @@ def test_the_command_writes_a_picture_maps_and_a_pyramid_that_openslide_opens(hi
         (["--tile-head", -1], "tile_head is -1"),
         (["--pixel", 3], "pixel is 3: it must divide the edge of a patch, 8 px"),
         (["--head", "h", "--features", "f"], "say whose attention"),
+        (["--features", "f"], "say whose attention"),
     ],
 )
 def test_a_mistake_is_one_line(hierarchy, slides, tmp_path, options, message):
