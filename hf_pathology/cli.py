@@ -246,6 +246,19 @@ def embed(
     )
 
 
+@app.command()
+def regions(
+    features: Annotated[Path, typer.Argument(help="Folder that `embed --regions` wrote.")],
+    encoder: Annotated[str, typer.Option("--encoder", help="Hierarchy whose first level made the features.")],
+    out: Out,
+    limit: Limit = None,
+) -> None:
+    """Turn features of tiles into those of regions and slides, by a hierarchy, without reading the slides again."""
+    from .commands.regions import regions as run
+
+    raise typer.Exit(run(features=features, encoder=encoder, out=out, limit=limit))
+
+
 @app.command("train-mil")
 def train_mil(
     features: Annotated[Path, typer.Option("--features", help="Folder that `embed` wrote.")],

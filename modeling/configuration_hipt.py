@@ -77,6 +77,8 @@ class HiptConfig(PretrainedConfig):
             original does; "pad" adds white to the right and below, so that nothing is lost.
         white: the values of a white pixel after normalisation, for each channel; 1 for a mean and deviation of 0.5.
         tile_batch_size: tiles that are encoded at once.
+        tile_revision: what identifies the release that the tile encoder comes from, as features that it made say it; None
+            where that is not known.
     """
 
     model_type = "hipt"
@@ -90,6 +92,7 @@ class HiptConfig(PretrainedConfig):
         fit: Literal["crop", "pad"] = "crop",
         white: list[float] | None = None,
         tile_batch_size: int = 256,
+        tile_revision: str | None = None,
         **kwargs,
     ):
         if fit not in ("crop", "pad"):
@@ -109,4 +112,5 @@ class HiptConfig(PretrainedConfig):
         self.fit = fit
         self.white = [1.0, 1.0, 1.0] if white is None else white
         self.tile_batch_size = tile_batch_size
+        self.tile_revision = tile_revision
         super().__init__(**kwargs)

@@ -97,8 +97,13 @@ class HiptRelease:
         if tiles is None:
             export_region_encoder(region_encoder, folder, card)
             return
-        config = HiptConfig(tiles.model.config, region_encoder.config, tile_size=size)
-        config.white = [(1 - mean) / std for mean, std in zip(tiles.mean, tiles.std)]
+        config = HiptConfig(
+            tiles.model.config,
+            region_encoder.config,
+            tile_size=size,
+            white=[(1 - mean) / std for mean, std in zip(tiles.mean, tiles.std)],
+            tile_revision=tiles.revision,
+        )
         model = HiptModel(config)
         weights = {name: weight for name, weight in tiles.model.state_dict().items() if not name.startswith("pooler.")}
         model.tile_encoder.load_state_dict(weights)

@@ -15,9 +15,9 @@ import pandas as pd
 from hf_pathology.atomic import write_json
 from hf_pathology.evaluation.slide_knn import SlideKnn, slide_knn
 from hf_pathology.features.bags import LabelledBags, read_labelled_bags
+from hf_pathology.recipes.predict_slides import write_table
 from hf_pathology.training.config import parse_config
 from hf_pathology.training.start import run_recipe
-from recipes.predict_slides import write_table
 
 
 @dataclass(frozen=True)

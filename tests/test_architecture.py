@@ -53,6 +53,20 @@ def test_imports_go_in_the_directions_of_the_design(part):
         assert ours <= allowed, f"{file.relative_to(ROOT)} imports {sorted(ours - allowed)}"
 
 
+def test_our_parts_are_imported_by_their_installed_names():
+    for folder in ("hf_pathology", "modeling", "recipes", "hub_upload", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            bare = {name.split(".")[0] for name in imports(file)} & {
+                "modeling",
+                "recipes",
+                "hub_upload",
+                "model_cards",
+            }
+            assert not bare, (
+                f"{file.relative_to(ROOT)} imports {bare}, which only the checkout's root has by that name"
+            )
+
+
 def test_the_slide_pillar_has_no_torch():
     for file in folder_of("slides").rglob("*.py"):
         heavy = {name.split(".")[0] for name in imports(file)} & {"torch", "transformers", "datasets"}

@@ -21,7 +21,7 @@ from ..errors import SlideError, UserError, require_at_least
 from ..features.embed import SlideGrid, check_resolution, embed_cohort, own_share_first
 from ..features.encoder import Encoder, load_encoder
 from ..features.forward import TileEncoder
-from ..features.regions import write_region_features, write_slide_level
+from ..features.regions import REGION_LEVEL, SLIDE_LEVEL, TILE_LEVEL, write_region_features, write_slide_level
 from ..features.resume import EmbeddedSlide, EmbedOptions, find_embedded
 from ..features.timing import Timing, advice
 from ..progress import ProgressBar
@@ -38,7 +38,6 @@ from .tile import find_tissue_by, tile_slides
 
 DTYPES = {"float32": 4, "float16": 2}  # bytes of a number
 BYTES_BESIDE = 17  # of a tile's features in a file: its corner, and whether it is valid
-TILE_LEVEL, REGION_LEVEL, SLIDE_LEVEL = "tile_level", "region_level", "slide_level.safetensors"  # of a hierarchy
 PATIENCE = timedelta(days=2)  # of a process that is done with the others
 
 

@@ -1,4 +1,8 @@
-"""Features of regions and of slides, made of those of tiles by the second level of a hierarchy."""
+"""Features of regions and of slides, made of those of tiles by the second level of a hierarchy.
+
+A hierarchy has up to three levels in its folder, `tile_level/` and `region_level/` with a file for each slide, and
+`slide_level.safetensors`.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +16,22 @@ from .encoder import Encoder
 from .store import SlideFeatures, features_path
 
 
+TILE_LEVEL, REGION_LEVEL, SLIDE_LEVEL = "tile_level", "region_level", "slide_level.safetensors"
 POOLING = "region"  # the rule by which the vector of a region was made: the class token of the second level
 BATCH = 16  # regions at once
+
+
+def check_tile_features(bag: SlideFeatures, encoder: Encoder) -> None:
+    """Raises UserError when the tiles of the bag have not been encoded by the first level of the hierarchy `encoder`."""
+    made_by = (encoder.revision, encoder.hierarchy.config.tile_revision)
+    if bag.revision not in made_by or bag.pooling != encoder.pooling or bag.size != encoder.size:
+        raise UserError(
+            f"{bag.slide} has features ({bag.pooling}, {bag.size} px) by {bag.encoder}, revision {bag.revision}, and the "
+            f"first level of {encoder.name} ({encoder.pooling}, {encoder.size} px) is {made_by[1] or 'of no known revision'}: "
+            "embed the slides with it"
+        )
+    if bag.region == 1:
+        raise UserError(f"{bag.slide} has features of single tiles: embed it with --regions")
 
 
 @torch.inference_mode()

@@ -129,7 +129,9 @@ class TrainingLoop:
         gradient was not finite `options.max_non_finite` times in a row.
         """
         steps_left = self.options.steps - self.step
-        progress = ProgressBar("training", steps_left, "tiles") if self.accelerator.is_main_process else nullcontext()
+        progress = (
+            ProgressBar("training", steps_left, "samples") if self.accelerator.is_main_process else nullcontext()
+        )
         with stop_on_signals() as stop, progress, closing(self._batches()) as batches:
             self.spent.lap()
             while self.step < self.options.steps:

@@ -1,5 +1,7 @@
 """The levels of a hierarchy from slides: what `embed` writes of tiles, regions and slides is what the model says of pixels."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,46 @@ def test_unreadable_tiles_are_not_attended_to_and_a_region_of_nothing_else_is_in
     np.testing.assert_allclose(
         made.features[:1], encoder.hierarchy.region_encoder(grid, mask).pooler_output, atol=1e-5
     )
+
+
+def test_the_second_level_alone_makes_the_same_of_features_that_are_there(hierarchy, embedded, tmp_path):
+    done = run_command("regions", embedded / "out" / "tile_level", "--encoder", hierarchy, "--out", tmp_path)
+    assert done.returncode == 0 and "of 2 slides" in done.stdout, done.stderr
+    for name in ("region_level/0.svs.features.safetensors", "slide_level.safetensors"):
+        assert (tmp_path / name).read_bytes() == (embedded / "out" / name).read_bytes()
+
+
+def test_the_second_level_refuses_features_that_its_first_did_not_make(hierarchy, embedded, tmp_path):
+    def refused(features, encoder) -> str:
+        done = run_command("regions", features, "--encoder", encoder, "--out", tmp_path / "out")
+        assert done.returncode == 1 and not (tmp_path / "out").exists()
+        return done.stderr
+
+    tiles = tmp_path / "tiles_only"
+    half = [0.5, 0.5, 0.5]
+    model = AutoModel.from_pretrained(hierarchy).tile_encoder
+    export_encoder(model, tiles, tile_size=TILE, mpp=0.5, mean=half, std=half)
+    assert "encodes tiles alone: pass a hierarchy" in refused(embedded / "out" / "tile_level", tiles)
+    assert "holds no features" in refused(embedded / "slides", hierarchy)
+    assert "features (region, 128 px)" in refused(embedded / "out" / "region_level", hierarchy)
+    words = ["embed", embedded / "slides", "--encoder", tiles]
+    for region in ([], ["--regions", 4 * TILE]):
+        assert run_command(*words, "--out", tmp_path / f"by_tiles{len(region)}", *region).returncode == 0
+    other = refused(tmp_path / "by_tiles2", hierarchy)  # the same weights, but nothing says so
+    assert f"the first level of {hierarchy} (cls, 32 px) is of no known revision: embed the slides with it" in other
+
+    config = tmp_path / "knows" / "config.json"
+    shutil.copytree(hierarchy, config.parent)
+    said = json.loads(config.read_text()) | {"tile_revision": load_encoder(tiles).revision}
+    config.write_text(json.dumps(said))
+    assert "has features of single tiles: embed it with --regions" in refused(tmp_path / "by_tiles0", config.parent)
+    done = run_command("regions", tmp_path / "by_tiles2", "--encoder", config.parent, "--out", tmp_path / "levels")
+    assert done.returncode == 0, done.stderr
+    made, wanted = (
+        SlideFeatures.load(folder / "region_level" / "1.svs.features.safetensors").features
+        for folder in (tmp_path / "levels", embedded / "out")
+    )
+    np.testing.assert_allclose(made, wanted, atol=1e-6)
 
 
 def test_any_encoder_embeds_the_tiles_of_regions(embedded, hierarchy, tmp_path):

@@ -14,6 +14,7 @@ from region_features import REGION, TILE, make_region_features
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
+from hf_pathology.features.encoder import load_encoder
 from hf_pathology.features.grid_crops import GridCropOptions, GridCrops
 from hf_pathology.features.region_blocks import RegionBlocks
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
@@ -48,6 +49,7 @@ def test_the_tiny_configuration_trains_and_releases_both_levels(made, run):
     assert len(panels) == 5 and all(np.isfinite(panel["loss"]) for panel in panels)
     encoder, loading = AutoModel.from_pretrained(run / "encoder", output_loading_info=True)
     assert type(encoder) is HiptModel and not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert encoder.config.tile_revision == load_encoder(made[1]).revision
     tiles = AutoModel.from_pretrained(made[1])
     for name, weight in encoder.tile_encoder.state_dict().items():
         assert torch.equal(weight, tiles.state_dict()[name]), name

@@ -1,0 +1,224 @@
+"""Does a second level add anything? Both levels are trained on slides as a user does it, and the slides' neighbours judge each.
+
+    python benchmarks/hierarchy_slides.py TILES DATA
+    python benchmarks/hierarchy_learning.py DATA/tissue RUNS/tissue
+    python benchmarks/hierarchy_learning.py DATA/arrangement RUNS/arrangement
+    python benchmarks/hierarchy_learning.py --report RUNS/*/result.json
+
+The folder holds slides and their `cohort.csv`. A ViT of width 96 and depth 4 is trained on tiles of 32 pixels by DINO; a
+second of width 96 and depth 3 on regions of 16 x 16 of their features, by DINO and by SLPD; no label is used. A slide is the
+mean of its tiles or regions, its class what its five nearest neighbours are, over ten folds by case. RUN/result.json gets the
+votes of the neighbours for each way to describe a slide; beside the trained levels stand untrained ones and mean colours.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_pathology.evaluation.intervals import auc_difference, auc_interval
+from hf_pathology.features.bags import read_labelled_bags
+from hf_pathology.features.colour import MeanColour
+from hf_pathology.features.embed import embed_cohort
+from hf_pathology.recipes.knn_slides import knn_slides
+from hf_pathology.slides.cohort import find_slides
+from hf_pathology.slides.grid import TileGrid
+from hf_pathology.slides.tiling import grid_path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TILE, GRID = 32, 16  # pixels of a tile, tiles along an edge of a region
+TILES: dict[str, Any] = {
+    "mpp": 1.0,
+    "tile_size": TILE,
+    "min_tissue": 0.0,
+    "workers": 0,
+    "global_size": 32,
+    "local_size": 16,
+    "local_views": 4,
+    "global_scale": [0.4, 1.0],
+    "local_scale": [0.15, 0.4],
+    "jitter": [0.1, 0.1, 0.1, 0.02],
+    "gray": 0.0,
+    "blur": [0.0, 0.0, 0.0],
+    "solarize": 0.0,
+    "vertical_flip": True,
+    "quarter_turns": True,
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "patch_size": 8,
+    "initializer_range": 0.06,
+    "batch_size": 128,
+    "learning_rate": 1.0e-3,
+    "reference_batch": 256,
+    "warmup_steps": 100,
+}
+REGIONS: dict[str, Any] = {
+    "workers": 0,
+    "global_size": 14,
+    "local_size": 6,
+    "local_views": 4,
+    "vertical_flip": True,
+    "quarter_turns": True,
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "batch_size": 32,
+    "learning_rate": 2.0e-3,
+    "reference_batch": 256,
+    "warmup_steps": 50,
+}
+DISTILLATION: dict[str, Any] = {
+    "out_dim": 1024,
+    "drop_path_rate": 0.0,
+    "teacher_temperature": 0.04,
+    "warmup_teacher_temperature": 0.04,
+    "teacher_momentum": 0.99,
+    "freeze_last_layer_steps": 0,
+    "log_every": 20,
+    "panel_every": 100,
+    "checkpoint_every": 1000,
+    "cpu": True,
+}
+PROTOTYPES = {"num_clusters": 2, "min_regions": 4, "num_neighbours": 1}
+STILL = {"steps": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 0}
+SETS = {  # how a slide is described: the folder of features below the run
+    "mean colour": "colour",
+    "tiles, untrained": "tiles_untrained",
+    "tiles": "tiles_trained",
+    "regions, second level untrained": "regions_untrained/region_level",
+    "regions, DINO (HIPT)": "regions_hipt/region_level",
+    "regions, SLPD": "regions_slpd/region_level",
+}
+REFERENCE = "tiles, untrained"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slides", type=Path, nargs="?")
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1500, help="of the first level")
+    parser.add_argument("--region-steps", type=int, default=600, help="of the second")
+    parser.add_argument("--mpp", type=float, default=1.0, help="that the tiles are read at")
+    parser.add_argument("--report", type=Path, nargs="+", help="results to print as a table")
+    asked = parser.parse_args(argv)
+    if asked.report:
+        print("\n".join(table_of(asked.report)))
+        return
+    if asked.run is None:
+        parser.error("pass the slides and the folder of the run, or --report")
+    spent = train_both_levels(asked)
+    result = {"slides": asked.slides.name, "seed": asked.seed, "seconds": spent}
+    result |= judge(asked.run, asked.slides / "cohort.csv")
+    (asked.run / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    print("\n".join(table_of([asked.run / "result.json"])))
+
+
+# Training and embedding, by the commands that a user has.
+
+
+def train_both_levels(asked: argparse.Namespace) -> dict[str, float]:
+    """Fills the folder of the run, going on where an earlier call ended; returns the seconds of each part done now."""
+    run, spent = asked.run, {}
+    seeded = {**DISTILLATION, "seed": asked.seed}
+    tiles = {**seeded, **TILES, "mpp": asked.mpp, "slides": str(asked.slides), "steps": asked.steps}
+    regions = {**seeded, **REGIONS, "features": str(run / "tiles_trained"), "steps": asked.region_steps}
+    regions["tile_encoder"] = str(run / "dino" / "encoder")
+    epoch = asked.region_steps // 10
+    prototypes = {**PROTOTYPES, "first_clusters": 3 * epoch, "cluster_every": epoch}
+    at = ["--mpp", str(asked.mpp), "--regions", str(TILE * GRID), "--min-tissue", "0"]
+    parts = [
+        ("dino", lambda: pretrain("dino", run / "dino", tiles)),
+        ("dino_untrained", lambda: pretrain("dino", run / "dino_untrained", {**tiles, **STILL})),
+        ("tiles_trained", lambda: embed(asked.slides, run / "dino" / "encoder", run / "tiles_trained", at)),
+        ("tiles_untrained", lambda: embed(asked.slides, run / "dino_untrained/encoder", run / "tiles_untrained", at)),
+        ("hipt", lambda: pretrain("hipt4k", run / "hipt", regions)),
+        ("hipt_untrained", lambda: pretrain("hipt4k", run / "hipt_untrained", {**regions, **STILL})),
+        ("slpd", lambda: pretrain("slpd", run / "slpd", {**regions, **prototypes})),
+        ("regions_untrained", lambda: second_level(run, "hipt_untrained", "regions_untrained")),
+        ("regions_hipt", lambda: second_level(run, "hipt", "regions_hipt")),
+        ("regions_slpd", lambda: second_level(run, "slpd", "regions_slpd")),
+        ("colour", lambda: embed_colour(asked.slides, run / "tiles_trained" / "tiles", run / "colour")),
+    ]
+    for name, part in parts:
+        began = time.monotonic()
+        part()
+        spent[name] = round(time.monotonic() - began, 1)
+        print(f"{name}: {spent[name]} s", flush=True)
+    return spent
+
+
+def pretrain(method: str, out: Path, options: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    config = out / "options.yaml"
+    config.write_text(yaml.safe_dump({**options, "out": str(out)}), encoding="utf-8")
+    launch = ["-m", "accelerate.commands.launch", "--quiet", "--mixed_precision", "bf16"]
+    launch += ["--config_file", str(ROOT / "recipes/accelerate/cpu.yaml")]
+    call([*launch, str(ROOT / f"recipes/pretrain_{method}.py"), "--config", str(config)], out)
+
+
+def embed(slides: Path, encoder: Path, out: Path, options: Iterable[str]) -> None:
+    call(["-m", "hf_pathology", "embed", str(slides), "--encoder", str(encoder), "--out", str(out), *options], out)
+
+
+def second_level(run: Path, hierarchy: str, out: str) -> None:
+    words = ["regions", str(run / "tiles_trained"), "--encoder", str(run / hierarchy / "encoder")]
+    call(["-m", "hf_pathology", *words, "--out", str(run / out)], run / out)
+
+
+def call(words: Sequence[str], out: Path) -> None:
+    """Runs a program on one thread; what it says goes to OUT.said.txt."""
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f"{out.name}.said.txt").open("a") as said:
+        subprocess.run([sys.executable, *words], env=one_thread, check=True, stdout=said, stderr=said)
+
+
+def embed_colour(slides: Path, grids: Path, out: Path) -> None:
+    pairs = [(slide, TileGrid.load(grid_path(grids, slide.key))) for slide in find_slides(slides)]
+    for _, result in embed_cohort(pairs, MeanColour(), out):
+        if isinstance(result, Exception):
+            raise result
+
+
+# Judging.
+
+
+def judge(run: Path, cohort: Path) -> dict[str, Any]:
+    """The votes of the neighbours for each way to describe the slides."""
+    votes: dict[str, Any] = {}
+    for name, folder in SETS.items():
+        data = read_labelled_bags(run / folder, cohort)
+        found = knn_slides(data)
+        votes[name] = {"votes": found.votes.round(4).tolist(), "folds": found.aucs}
+        facts = {"cases": list(map(str, data.cases)), "labels": list(data.labels), "classes": list(found.classes)}
+    return {"sets": votes, **facts}
+
+
+def table_of(results: Iterable[Path]) -> Iterable[str]:
+    """Rows of a table in Markdown."""
+    yield f"| slides, seed | a slide is the mean of | mean AUC of the folds | AUC | difference to *{REFERENCE}* |"
+    yield "|---|---|---|---|---|"
+    for path in results:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        targets = [result["classes"].index(label) for label in result["labels"]]
+        reference = result["sets"][REFERENCE]["votes"]
+        for name, one in result["sets"].items():
+            pair = (result["cases"], targets, one["votes"])
+            area = auc_interval(*pair, seed=0)
+            more = "" if name == REFERENCE else f"{auc_difference(*pair, reference, seed=0)}"
+            mean = sum(one["folds"]) / len(one["folds"])
+            yield f"| {result['slides']}, {result['seed']} | {name} | {mean:.3f} | {area} | {more} |"
+
+
+if __name__ == "__main__":
+    main()
