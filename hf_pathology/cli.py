@@ -267,11 +267,28 @@ def train_mil(
     folds: Annotated[int, typer.Option("--folds", help="Of the cross-validation by case.")] = 5,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the bags.")] = 40,
     seed: Annotated[int, typer.Option("--seed", help="Of folds, weights and draws.")] = 0,
+    head: Annotated[str, typer.Option("--head", help="abmil, or over regions: hipt, hipt_attention.")] = "abmil",
+    region_encoder: Annotated[
+        str | None, typer.Option("--region-encoder", help="Hierarchy with whose second level hipt starts.")
+    ] = None,
+    freeze_regions: Annotated[bool, typer.Option("--freeze-regions", help="Leave that level as it is.")] = False,
 ) -> None:
-    """Cross-validate a slide classifier (attention MIL) on features, and train the final one."""
+    """Cross-validate a slide classifier (multiple-instance learning) on features, and train the final one."""
     from .commands.mil import train_mil as run
 
-    raise typer.Exit(run(features=features, cohort=cohort, out=out, folds=folds, epochs=epochs, seed=seed))
+    raise typer.Exit(
+        run(
+            features=features,
+            cohort=cohort,
+            out=out,
+            folds=folds,
+            epochs=epochs,
+            seed=seed,
+            head=head,
+            region_encoder=region_encoder,
+            freeze_regions=freeze_regions,
+        )
+    )
 
 
 @app.command()

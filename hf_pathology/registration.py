@@ -13,7 +13,9 @@ import sys
 from types import ModuleType
 
 
-OUR_TYPES = frozenset({"abmil", "dino", "dinov2_pretraining", "hipt", "hipt_region", "ibot", "mae", "slpd"})
+OUR_TYPES = frozenset(
+    {"abmil", "dino", "dinov2_pretraining", "hipt", "hipt_region", "hipt_slide", "ibot", "mae", "slpd"}
+)
 TABLE_OF_TYPES = "transformers.models.auto.configuration_auto"
 
 

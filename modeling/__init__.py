@@ -9,6 +9,7 @@ from .configuration_abmil import AbmilConfig
 from .configuration_dino import DinoConfig
 from .configuration_dinov2 import Dinov2PreTrainingConfig
 from .configuration_hipt import HiptConfig, HiptRegionConfig
+from .configuration_hipt_slide import HiptSlideConfig
 from .configuration_ibot import IbotConfig
 from .configuration_mae import MaeConfig
 from .configuration_slpd import SlpdConfig
@@ -16,6 +17,7 @@ from .modeling_abmil import AbmilForSlideClassification
 from .modeling_dino import DinoForPreTraining
 from .modeling_dinov2 import Dinov2ForPreTraining
 from .modeling_hipt import HiptModel, HiptRegionModel
+from .modeling_hipt_slide import HiptForSlideClassification
 from .modeling_ibot import IbotForPreTraining
 from .modeling_mae import MaeForPreTraining
 from .modeling_slpd import SlpdForPreTraining
@@ -27,6 +29,7 @@ for _config, _model in (
     (Dinov2PreTrainingConfig, Dinov2ForPreTraining),
     (HiptConfig, HiptModel),
     (HiptRegionConfig, HiptRegionModel),
+    (HiptSlideConfig, HiptForSlideClassification),
     (IbotConfig, IbotForPreTraining),
     (MaeConfig, MaeForPreTraining),
     (SlpdConfig, SlpdForPreTraining),
@@ -42,9 +45,11 @@ __all__ = [
     "Dinov2ForPreTraining",
     "Dinov2PreTrainingConfig",
     "HiptConfig",
+    "HiptForSlideClassification",
     "HiptModel",
     "HiptRegionConfig",
     "HiptRegionModel",
+    "HiptSlideConfig",
     "IbotConfig",
     "IbotForPreTraining",
     "MaeConfig",

@@ -6,23 +6,8 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from .configuration_abmil import AbmilConfig
-from .modeling_slide_output import SlideOutput, slide_loss
-
-
-class GatedAttention(nn.Module):
-    """How much each tile counts for the slide: w(tanh(V h) * sigmoid(U h)), a softmax over the tiles (Ilse, eq. 9)."""
-
-    def __init__(self, dim: int, temperature: float):
-        super().__init__()
-        self.value = nn.Linear(dim, dim)
-        self.gate = nn.Linear(dim, dim)
-        self.score = nn.Linear(dim, 1)
-        self.temperature = temperature
-
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Weights (B, N) of the tiles `hidden` (B, N, H): they sum to 1 over a bag and are 0 where `mask` is False."""
-        scores = self.score(torch.tanh(self.value(hidden)) * torch.sigmoid(self.gate(hidden))).squeeze(-1)  # (B, N)
-        return (scores / self.temperature).masked_fill(~mask, float("-inf")).softmax(dim=-1)
+from .gated_attention import GatedAttention
+from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
 
 
 class AbmilForSlideClassification(PreTrainedModel):
@@ -95,18 +80,3 @@ def perceptron(dims: list[int], activation: nn.Module, dropout: float = 0.0) -> 
     for dim, next_dim in zip(dims[:-2], dims[1:-1]):
         layers += [nn.Linear(dim, next_dim), activation, nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1]))
-
-
-def checked_mask(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The mask (B, N) to use for `features` (B, N, D). Raises ValueError for a wrong shape, type or an empty bag."""
-    if mask is None:
-        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-    if mask.shape != features.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"features are {tuple(features.shape)} and need a bool mask {tuple(features.shape[:2])}, "
-            f"not {mask.dtype} {tuple(mask.shape)}"
-        )
-    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"bag {empty[0]} of this batch has no real tile: leave slides without tiles out")
-    return mask

@@ -1,4 +1,4 @@
-"""What every head that classifies slides returns, and the loss that its configuration asks for."""
+"""What every head that classifies slides takes and returns, and the loss that its configuration asks for."""
 
 from dataclasses import dataclass
 
@@ -23,6 +23,21 @@ class SlideOutput(ModelOutput):
     logits: torch.Tensor | None = None
     slide_embedding: torch.Tensor | None = None
     tile_scores: torch.Tensor | None = None
+
+
+def checked_mask(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The mask (B, N) to use for `features` (B, N, D). Raises ValueError for a wrong shape, type or an empty bag."""
+    if mask is None:
+        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+    if mask.shape != features.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"features are {tuple(features.shape)} and need a bool mask {tuple(features.shape[:2])}, "
+            f"not {mask.dtype} {tuple(mask.shape)}"
+        )
+    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"bag {empty[0]} of this batch has no real tile: leave slides without tiles out")
+    return mask
 
 
 def slide_loss(logits: torch.Tensor, labels: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:

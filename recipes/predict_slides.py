@@ -16,8 +16,9 @@ from transformers import AutoModel, PreTrainedModel
 from hf_pathology.atomic import atomic_path
 from hf_pathology.errors import UserError
 from hf_pathology.evaluation.cross_validation import probability_columns
-from hf_pathology.features.bags import feature_keys, load_bags, tiles_of
+from hf_pathology.features.bags import draw_batch, feature_keys, load_bags, tiles_of
 from hf_pathology.features.store import SlideFeatures
+from hf_pathology.modeling.modeling_slide_output import SlideOutput
 from hf_pathology.training.config import parse_config
 from hf_pathology.training.start import run_recipe
 
@@ -70,10 +71,18 @@ def check_kind(head: PreTrainedModel, bag: SlideFeatures) -> None:
             )
 
 
+@torch.inference_mode()
+def whole_slide(head: PreTrainedModel, bag: SlideFeatures) -> SlideOutput:
+    """What `head` says of all tiles of a slide, or of all its regions. `tile_scores` are those of the readable tiles."""
+    features, mask = draw_batch([tiles_of(bag, getattr(head.config, "region_tiles", 1))])
+    output = head(features.to(head.device), mask.to(head.device))
+    output.tile_scores = output.tile_scores[:, mask[0].to(head.device)]
+    return output
+
+
 def class_probabilities(head: PreTrainedModel, bags: Sequence[SlideFeatures]) -> np.ndarray:
     """The probabilities float64 (n, C) that `head` gives to its classes for each bag; rows sum to 1."""
-    with torch.inference_mode():
-        logits = [head(tiles_of(bag).unsqueeze(0).to(head.device)).logits.squeeze(0) for bag in bags]
+    logits = [whole_slide(head, bag).logits.squeeze(0) for bag in bags]
     return torch.stack(logits).double().softmax(dim=-1).cpu().numpy()
 
 

@@ -2,8 +2,9 @@
 
     accelerate launch recipes/train_mil.py --features DIR --cohort labels.csv --out DIR [--folds 5 --epochs 40 ...]
 
-The head is gated attention (Ilse et al. 2018), trained as HistoSSLscaling does (Filiot et al. 2023) but for two things:
-features are standardised, and the number of epochs is fixed, so that nothing is chosen on the fold that is tested.
+The head is gated attention (Ilse et al. 2018), or one of HIPT's over regions (`--head hipt`), trained as HistoSSLscaling does
+(Filiot et al. 2023) but for two things: features are standardised, and the number of epochs is fixed, so that nothing is chosen
+on the fold that is tested.
 """
 
 import logging
@@ -14,17 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from sklearn.preprocessing import StandardScaler
+from transformers import PreTrainedModel
 
-from hf_pathology.atomic import atomic_directory, write_json
+from hf_pathology.atomic import write_json
 from hf_pathology.errors import UserError, require_at_least
 from hf_pathology.evaluation.cross_validation import CrossValidation, score_folds
 from hf_pathology.evaluation.splits import stratified_case_folds
 from hf_pathology.features.bags import draw_batch, read_labelled_bags, tiles_of
 from hf_pathology.features.store import SlideFeatures
-from hf_pathology.modeling.configuration_abmil import AbmilConfig
-from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
 from hf_pathology.recipes.predict_slides import class_probabilities, write_table
+from hf_pathology.recipes.slide_heads import HeadOptions, new_head, region_tiles_of, save_head
 from hf_pathology.training.config import parse_config
 from hf_pathology.training.start import run_recipe
 
@@ -40,7 +40,7 @@ class HeadTraining:
     learning_rate: float = field(default=1e-3, metadata={"help": "of Adam, constant"})
     weight_decay: float = field(default=0.0, metadata={"help": "of Adam"})
     batch_size: int = field(default=16, metadata={"help": "bags in a step"})
-    max_tiles: int = field(default=1000, metadata={"help": "tiles drawn from a bag in an epoch"})
+    max_tiles: int = field(default=1000, metadata={"help": "tiles drawn from a bag in an epoch, or regions"})
     seed: int = field(default=0, metadata={"help": "of the folds, of the head's first weights, and of the draws"})
 
     def __post_init__(self) -> None:
@@ -48,13 +48,14 @@ class HeadTraining:
 
 
 DEFAULT_TRAINING = HeadTraining()
+DEFAULT_HEAD = HeadOptions()
 
 
 @dataclass(frozen=True)
 class MilResult:
     """The head trained on all labelled slides, how such heads do on unseen ones, and what was left out and why."""
 
-    head: AbmilForSlideClassification
+    head: PreTrainedModel
     validation: CrossValidation
     missing: list[str]
 
@@ -66,6 +67,7 @@ def train_mil(
     *,
     folds: int = 5,
     training: HeadTraining = DEFAULT_TRAINING,
+    options: HeadOptions = DEFAULT_HEAD,
 ) -> MilResult:
     """Cross-validates, trains the final head on every labelled slide, and writes both to the folder `out`.
 
@@ -75,13 +77,15 @@ def train_mil(
         features_dir: a folder that `hf-pathology embed` filled.
         cohort: a CSV with the columns slide, label, and optionally case; slides without a label are not used.
         folds: no more than the rarest class has cases.
+        options: which head.
 
     Raises UserError for mistakes in the table, and under a launcher with several processes.
     """
     device = one_device()
     data = read_labelled_bags(features_dir, cohort)
-    validation = cross_validate(data.bags, data.labels, data.cases, folds=folds, training=training, device=device)
-    head = train_head(data.bags, data.labels, training=training, device=device)
+    how = {"training": training, "options": options, "device": device}
+    validation = cross_validate(data.bags, data.labels, data.cases, folds=folds, **how)
+    head = train_head(data.bags, data.labels, **how)
 
     out = Path(out)
     save_head(head, out / "head")
@@ -98,6 +102,7 @@ def train_mil(
                 name: getattr(data.bags[0], name) for name in ("encoder", "revision", "pooling", "size", "mpp")
             },
             "training": asdict(training),
+            "head": {name: value for name, value in asdict(options).items() if value},
             "missing": data.missing,
         },
     )
@@ -111,6 +116,7 @@ def cross_validate(
     *,
     folds: int = 5,
     training: HeadTraining = DEFAULT_TRAINING,
+    options: HeadOptions = DEFAULT_HEAD,
     device: torch.device | str = "cpu",
 ) -> CrossValidation:
     """The out-of-fold probabilities of every slide, from heads trained on the other cases.
@@ -121,7 +127,9 @@ def cross_validate(
     fold_of = np.zeros(len(bags), np.int64)
     probabilities = np.zeros((len(bags), len(set(labels))))
     for fold, (train, test) in enumerate(stratified_case_folds(cases, labels, folds, training.seed)):
-        head = train_head([bags[i] for i in train], [labels[i] for i in train], training=training, device=device)
+        head = train_head(
+            [bags[i] for i in train], [labels[i] for i in train], training=training, options=options, device=device
+        )
         fold_of[test] = fold
         probabilities[test] = class_probabilities(head, [bags[i] for i in test])
         logger.info("fold %d of %d: trained on %d slides, tested on %d", fold + 1, folds, len(train), len(test))
@@ -134,16 +142,18 @@ def train_head(
     labels: Sequence[str],
     *,
     training: HeadTraining = DEFAULT_TRAINING,
+    options: HeadOptions = DEFAULT_HEAD,
     device: torch.device | str = "cpu",
-) -> AbmilForSlideClassification:
+) -> PreTrainedModel:
     """A head for the classes in `labels`, sorted by name, that knows what its features are; in evaluation mode."""
     classes = sorted(set(labels))
     targets = torch.tensor([classes.index(label) for label in labels])
-    tiles = [tiles_of(bag) for bag in bags]
+    tiles = [tiles_of(bag, region_tiles_of(options, bag)) for bag in bags]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        head = new_head(bags[0], tiles, classes).to(device).train()
-        optimizer = torch.optim.Adam(head.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+        head = new_head(options, bags[0], tiles, classes).to(device).train()
+        trained = [weight for weight in head.parameters() if weight.requires_grad]
+        optimizer = torch.optim.Adam(trained, training.learning_rate, weight_decay=training.weight_decay)
         for _ in range(training.epochs):
             for batch in torch.randperm(len(bags)).split(training.batch_size):
                 features, mask = draw_batch([tiles[i] for i in batch], training.max_tiles)
@@ -156,42 +166,6 @@ def train_head(
                 loss.backward()
                 optimizer.step()
     return head.eval()
-
-
-def new_head(bag: SlideFeatures, tiles: Sequence[torch.Tensor], classes: list[str]) -> AbmilForSlideClassification:
-    """An untrained head for features like those of `bag`, that standardises them by mean and deviation of `tiles`.
-
-    HistoSSLscaling does not standardise. We do because encoders differ in scale by orders of magnitude, and one
-    learning rate has to be fair to all that are compared, a baseline of mean colours included: from 0 to 255 those reach
-    an AUC of 0.91 standardised and 0.56 as they are, in a cohort drawn for the purpose. On the MUSK1 and Elephant bags
-    there is no difference beyond the intervals.
-    """
-    config = AbmilConfig(
-        input_dim=bag.features.shape[1],
-        id2label=dict(enumerate(classes)),
-        label2id={name: index for index, name in enumerate(classes)},
-        problem_type="single_label_classification",
-        encoder=bag.encoder,
-        encoder_revision=bag.revision,
-        pooling=bag.pooling,
-        mpp=bag.mpp,
-        tile_size=bag.size,
-    )
-    head = AbmilForSlideClassification(config)
-    scaler = StandardScaler()
-    for bag_tiles in tiles:
-        scaler.partial_fit(bag_tiles.numpy())
-    head.feature_mean.copy_(torch.from_numpy(scaler.mean_))
-    head.feature_std.copy_(torch.from_numpy(scaler.scale_))  # 1 where a feature is constant
-    return head
-
-
-def save_head(head: AbmilForSlideClassification, folder: str | Path) -> None:
-    """Writes weights, configuration and code of `head`: it also loads where this package is not installed."""
-    AbmilConfig.register_for_auto_class()
-    AbmilForSlideClassification.register_for_auto_class("AutoModel")
-    with atomic_directory(folder) as partial:
-        head.save_pretrained(partial)
 
 
 def one_device() -> torch.device:
@@ -213,8 +187,15 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, training = parse_config(Arguments, HeadTraining, argv=argv)
-    result = train_mil(arguments.features, arguments.cohort, arguments.out, folds=arguments.folds, training=training)
+    arguments, training, options = parse_config(Arguments, HeadTraining, HeadOptions, argv=argv)
+    result = train_mil(
+        arguments.features,
+        arguments.cohort,
+        arguments.out,
+        folds=arguments.folds,
+        training=training,
+        options=options,
+    )
     print(f"ROC-AUC of unseen cases {result.validation.auc}: {arguments.out}")
     if result.missing:
         raise UserError("\n".join(result.missing))

@@ -47,3 +47,30 @@ def hipt_model(state: dict[str, torch.Tensor], tile: dict, region: dict, **optio
     model.tile_encoder.load_state_dict(weights)
     model.region_encoder.load_state_dict(region_weights(state, "vit4k."))
     return model.eval()
+
+
+SLIDE_NAMES = {
+    "global_phi.0": "embed.0",
+    "global_transformer": "transformer",
+    "global_attn_pool.attention_a.0": "attention.value",
+    "global_attn_pool.attention_b.0": "attention.gate",
+    "global_attn_pool.attention_c": "attention.score",
+    "global_rho.0": "rho.0",
+    "classifier": "classifier",
+    "local_phi.0": "regions.embed.0",
+    "local_attn_pool.attention_a.0": "regions.attention.value",
+    "local_attn_pool.attention_b.0": "regions.attention.gate",
+    "local_attn_pool.attention_c": "regions.attention.score",
+}
+
+
+def slide_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of an original slide classifier under our names."""
+    weights = {}
+    for key, tensor in state.items():
+        for original, ours in SLIDE_NAMES.items():
+            if key.startswith(f"{original}."):
+                weights[ours + key.removeprefix(original)] = tensor
+    if any(key.startswith("local_vit.") for key in state):
+        weights |= {f"regions.encoder.{name}": tensor for name, tensor in region_weights(state, "local_vit.").items()}
+    return weights

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from ..errors import SlideError, UserError
-from ..features.bags import feature_keys, tiles_of
+from ..features.bags import feature_keys
 from ..features.store import SlideFeatures, features_path
 from ..progress import ProgressBar
-from ..recipes.predict_slides import check_kind, load_head
+from ..recipes.predict_slides import check_kind, load_head, whole_slide
 from ..record import RunRecord
 from ..report.heatmap import attention_picture
 from ..slides.cohort import CohortSlide, slide_names
@@ -71,8 +71,7 @@ def head_attention(
 
 def paint(slide: CohortSlide, bag: SlideFeatures, head: torch.nn.Module) -> tuple[np.ndarray, str]:
     """The slide beside its attention, uint8 (h, w, 3), and the class that `head` predicts for it."""
-    with torch.inference_mode():
-        output = head(tiles_of(bag).unsqueeze(0))
+    output = whole_slide(head, bag)
     predicted = head.config.id2label[int(output.logits.argmax())]
     with slide.open() as opened:
         overview, extent = opened.overview(OVERVIEW_EDGE)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -72,25 +73,46 @@ def feature_keys(features_dir: str | Path) -> list[str]:
     return keys
 
 
-def tiles_of(bag: SlideFeatures) -> torch.Tensor:
-    """The features float32 (n, D) of the tiles that could be read.
+def tiles_of(bag: SlideFeatures, region_tiles: int = 1) -> torch.Tensor:
+    """The features float32 of what a head is to see of a slide.
 
-    Raises UserError when there is none, or when a feature is not a finite number.
+    Args:
+        region_tiles: tiles in a region for a head over regions, 1 for one over tiles.
+
+    Returns (n, D), the tiles that could be read, or (n, region_tiles, D), the regions with such a tile, in which the others
+    are NaN. Raises UserError when there is none, when a feature of a readable tile is not a finite number, or when the
+    bag has no such regions.
     """
-    tiles = torch.from_numpy(bag.features[bag.valid]).float()
-    if len(tiles) == 0:
+    valid = torch.from_numpy(np.array(bag.valid))
+    features = torch.from_numpy(np.array(bag.features, np.float32))
+    if not valid.any():
         raise UserError(f"{bag.slide} has no tile that could be read: leave it out")
-    if not tiles.isfinite().all():
+    if not features[valid].isfinite().all():
         raise UserError(f"{bag.slide} has features that are not finite numbers: embed it again, in float32")
-    return tiles
+    if region_tiles == 1:
+        return features[valid]
+    if bag.region**2 != region_tiles:
+        raise UserError(
+            f"{bag.slide} has regions of {bag.region**2} tiles, and the head is for regions of {region_tiles}: "
+            "embed it with --regions"
+        )
+    regions = features.masked_fill(~valid.unsqueeze(1), float("nan")).unflatten(0, (-1, region_tiles))
+    return regions[valid.unflatten(0, (-1, region_tiles)).any(dim=1)]
 
 
-def draw_batch(bags: Sequence[torch.Tensor], max_tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Up to `max_tiles` tiles of each bag (n, D), padded: features (B, N, D) and mask bool (B, N), True = real tile.
+def draw_batch(bags: Sequence[torch.Tensor], most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of what `tiles_of` makes: features (B, N, D) of tiles, and mask bool (B, N), True = real tile.
 
-    The tiles are drawn without replacement by torch's generator; the padding is 0.
+    Args:
+        most: how many tiles, or regions, are drawn of each bag by torch's generator, without replacement; all in their
+            order when None, or when a bag has no more.
+
+    What is masked is 0.
     """
-    drawn = [tiles if len(tiles) <= max_tiles else tiles[torch.randperm(len(tiles))[:max_tiles]] for tiles in bags]
-    lengths = torch.tensor([len(tiles) for tiles in drawn])
-    features = pad_sequence(drawn, batch_first=True)
-    return features, torch.arange(features.shape[1]) < lengths.unsqueeze(1)
+    drawn = [
+        bag if most is None or len(bag) <= most else bag[torch.randperm(len(bag))[:most]] for bag in bags
+    ]  # (n, D), or (n, T, D)
+    features = pad_sequence(drawn, batch_first=True, padding_value=float("nan"))
+    features = features.flatten(1, -2)  # (B, N, D)
+    mask = ~features.isnan().all(dim=-1)
+    return features.nan_to_num(0.0), mask

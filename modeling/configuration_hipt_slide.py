@@ -1,0 +1,73 @@
+"""Configuration of HIPT's slide classifiers (Chen et al. 2022, arXiv 2206.02647): regions of tiles, then a slide of regions."""
+
+from typing import Any, Literal
+
+from transformers import PretrainedConfig
+
+from .configuration_hipt import HiptRegionConfig
+
+
+class HiptSlideConfig(PretrainedConfig):
+    """What a slide classifier over regions is made of; the defaults are those of HIPT's local-global model.
+
+    The classes are transformers' own `id2label`, and `problem_type` decides the loss (see `slide_loss`).
+
+    Args:
+        input_dim: length D of a feature vector, of a tile or of a region.
+        region_tiles: how many tiles that follow each other are one region; 1 when features are of regions already.
+        local: what makes a region of its tiles: a "transformer" over their grid, HIPT's second level, or gated
+            "attention", the published comparison without transformers, which has none over the regions either.
+        region_config: of that transformer, a `HiptRegionConfig` or a dict of its fields.
+        freeze_regions: leave the weights of that transformer as they are.
+        hidden_size: width of the slide level; that of the transformer over the grid where there is one.
+        num_hidden_layers, num_attention_heads: of the transformer over the regions.
+        dropout: probability everywhere in the slide level.
+        encoder, encoder_revision, pooling: what made the features that the head was trained on, see `SlideFeatures`.
+        mpp: microns per pixel of the tiles that the head was trained on.
+        tile_size: their edge in pixels.
+    """
+
+    model_type = "hipt_slide"
+    sub_configs = {"region_config": HiptRegionConfig}
+
+    def __init__(
+        self,
+        input_dim: int = 384,
+        region_tiles: int = 256,
+        local: Literal["transformer", "attention"] = "transformer",
+        region_config: HiptRegionConfig | dict[str, Any] | None = None,
+        freeze_regions: bool = False,
+        hidden_size: int | None = None,
+        num_hidden_layers: int = 2,
+        num_attention_heads: int = 3,
+        dropout: float = 0.25,
+        encoder: str | None = None,
+        encoder_revision: str | None = None,
+        pooling: str | None = None,
+        mpp: float | None = None,
+        tile_size: int | None = None,
+        **kwargs,
+    ):
+        if local not in ("transformer", "attention"):
+            raise ValueError(f"local is {local!r}: it is 'transformer' or 'attention'")
+        if region_config is None and local == "transformer" and region_tiles > 1:
+            region_config = {}
+        if isinstance(region_config, dict):
+            region_config = HiptRegionConfig(**{"input_size": input_dim, **region_config})
+        self.input_dim = input_dim
+        self.region_tiles = region_tiles
+        self.local = local
+        self.region_config = region_config
+        self.freeze_regions = freeze_regions
+        if hidden_size is None:
+            hidden_size = 256 if local == "attention" else region_config.hidden_size if region_config else 192
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.dropout = dropout
+        self.encoder = encoder
+        self.encoder_revision = encoder_revision
+        self.pooling = pooling
+        self.mpp = mpp
+        self.tile_size = tile_size
+        super().__init__(**kwargs)
