@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +53,18 @@ def features(slides, encoder, tmp_path_factory) -> Path:
     return out
 
 
-def test_help_comes_in_under_a_second():
-    subprocess.run([PROGRAM, "--help"], check=True, capture_output=True)
-    began = time.monotonic()
-    finished = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, check=True)
-    assert "train-mil" in finished.stdout
-    assert time.monotonic() - began < 1.0
+def test_help_waits_for_no_heavy_library():
+    code = """
+import sys
+from hf_pathology.cli import main
+sys.argv = ["hf-pathology", "--help"]
+try:
+    main()
+finally:
+    print("loaded:", sorted({"cv2", "datasets", "numpy", "sklearn", "torch", "transformers"} & set(sys.modules)))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "train-mil" in finished.stdout and "loaded: []" in finished.stdout
 
 
 def test_tile_writes_grids_masks_pictures_and_a_report_and_says_what_it_could_not_do(slides, tmp_path):
