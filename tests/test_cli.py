@@ -20,9 +20,6 @@ from hf_pathology.slides.grid import TileGrid
 from hf_pathology.slides.synthetic import draw_slide
 
 
-PROGRAM = Path(sys.executable).parent / "hf-pathology"
-
-
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("slides")

@@ -9,14 +9,26 @@ from ..errors import SlideError, UserError
 from ..features.encoder import Encoder, load_encoder
 from ..progress import ProgressBar
 from ..record import RunRecord
-from ..report.heatmap import draw_scale_bar, panels, pixels_of
+from ..report.heatmap import draw_scale_bar, panels
+from ..report.images import jpeg_uri, pixels_of, shrunk
+from ..report.page import Picture, Section, write_report
+from ..report.sections import provenance_section
 from ..report.slide_attention import Drawing, SlideAttention, paint, slide_attention
 from ..slides.aperio import write_aperio
 from ..slides.reader import Slide
-from ..slides.tiling import OVERVIEW_EDGE, GridOptions, options_of, save_jpeg, tile_cohort
+from ..slides.tiling import OVERVIEW_EDGE, GridOptions, options_of, save_picture, tile_cohort
 from .cohort import chosen_slides
 from .embed import check_regions, known_mpp
 from .tile import find_tissue_by
+
+
+MAX_SHOWN = 60  # slides on the page, some 10 MB
+SHOWN_EDGE = 1600  # pixels
+EXPLAINED = (
+    "Tiles: how the class token of the first level ranks the patches within each tile. Regions: how that of the second ranks "
+    "the tiles within each region. Factorised: both together. Blue ranks lowest, red highest; ranks compare places within a "
+    "tile or a region, not between them."
+)
 
 
 def attention(
@@ -42,19 +54,32 @@ def attention(
         known_mpp(loaded), loaded.size, region=loaded.region, partial=True
     )
     check_regions(loaded, options, None)
+    shown = set(np.linspace(0, len(chosen) - 1, min(len(chosen), MAX_SHOWN)).astype(int).tolist())
+    pictures = []
     with ProgressBar("painting", len(chosen)) as progress:
-        for slide, grid in tile_cohort(chosen, tiles or out / "tiles", options, find_tissue_by):
+        for number, (slide, grid) in enumerate(tile_cohort(chosen, tiles or out / "tiles", options, find_tissue_by)):
             try:
                 if isinstance(grid, SlideError):
                     raise grid
                 with grid.open(slide.path) as opened:
                     found = slide_attention(opened, grid, loaded, drawing)
-                    write_pictures(opened, found, out, slide.key)
-                record.did(slide.key, regions=len(grid) // grid.region**2)
+                    picture = write_pictures(opened, found, out, slide.key)
+                regions = len(grid) // grid.region**2
+                record.did(slide.key, regions=regions)
+                if number in shown:
+                    caption = f"{regions:,} region" + "s" * (regions > 1)
+                    pictures.append(Picture(jpeg_uri(shrunk(picture, SHOWN_EDGE)), caption, title=slide.key))
             except SlideError as error:
                 record.failed(str(error))
             progress.advance()
     record.save(out / "report.json")
+    kept = "" if len(pictures) == len(record.done) else f" {len(pictures)} of the {len(record.done)} slides are shown."
+    sections = [
+        Section("Attention", EXPLAINED + kept, pictures, problems=record.problems),
+        provenance_section([record.command_line]),
+    ]
+    lead = f"{len(record.done)} slides as both levels of {loaded.name}, revision {loaded.revision}, look at them."
+    write_report(out / "report.html", "Where the hierarchy looks", lead, sections)
     print(f"{len(record.done)} of {len(chosen)} slides painted: {out}")
     return record.exit_code
 
@@ -79,8 +104,11 @@ def drawing_of(encoder: Encoder, region_head: int | None, tile_head: int | None,
     return Drawing(region_head, tile_head, pixel, shift)
 
 
-def write_pictures(slide: Slide, found: SlideAttention, out: Path, key: str) -> None:
-    """KEY.jpg: the slide beside its three maps; KEY.npz: these; KEY.attention.svs: the factorised one over the slide."""
+def write_pictures(slide: Slide, found: SlideAttention, out: Path, key: str) -> np.ndarray:
+    """KEY.png: the slide beside its three maps; KEY.npz: these; KEY.attention.svs: the factorised one over the slide.
+
+    Returns the first, uint8 (h, w, 3).
+    """
     height, width = found.covered.shape
     size = max(height, width)
     whole = slide.read((0, 0), (width, height), found.mpp)
@@ -91,6 +119,8 @@ def write_pictures(slide: Slide, found: SlideAttention, out: Path, key: str) -> 
     for each, name in zip(axes, ("slide", *painted)):
         each.text(0.02, 0.98, name, transform=each.transAxes, va="top", fontsize=10)
     draw_scale_bar(axes[0], found.mpp * step)
-    save_jpeg(out / f"{key}.jpg", pixels_of(figure))
+    picture = pixels_of(figure)
+    save_picture(out / f"{key}.png", picture)
     with atomic_path(out / f"{key}.npz") as partial, open(partial, "wb") as file:
         np.savez_compressed(file, covered=found.covered, mpp=found.mpp, **found.maps)
+    return picture

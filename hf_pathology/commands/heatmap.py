@@ -14,7 +14,7 @@ from ..recipes.predict_slides import check_kind, load_head, whole_slide
 from ..record import RunRecord
 from ..report.heatmap import attention_picture
 from ..slides.cohort import CohortSlide, slide_names
-from ..slides.tiling import OVERVIEW_EDGE, save_jpeg
+from ..slides.tiling import OVERVIEW_EDGE, save_picture
 from .attention import attention
 from .cohort import chosen_slides
 
@@ -57,7 +57,7 @@ def head_attention(
                 bag = SlideFeatures.load(features_path(features, names[slide.key]))
                 check_kind(loaded, bag)
                 picture, predicted = paint(slide, bag, loaded)
-                save_jpeg(out / f"{slide.key}.jpg", picture)
+                save_picture(out / f"{slide.key}.jpg", picture)
                 record.did(slide.key, predicted=predicted)
             except SlideError as error:
                 record.failed(str(error))

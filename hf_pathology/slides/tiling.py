@@ -203,8 +203,8 @@ def tile_slide(slide: CohortSlide, folder: str | Path, options: GridOptions, fin
         tissue.save(mask_path(folder, slide.key))
         if outline is None:  # else it would overwrite the correction
             write_geojson(outline_path(folder, slide.key), tissue)
-        save_jpeg(overview_path(folder, slide.key), draw_grid(overview, extent, tissue, grid))
-        save_jpeg(quality_path(folder, slide.key), quality_picture(overview, artefacts))
+        save_picture(overview_path(folder, slide.key), draw_grid(overview, extent, tissue, grid))
+        save_picture(quality_path(folder, slide.key), quality_picture(overview, artefacts))
         grid.save(grid_path(folder, slide.key))
         return grid
 
@@ -276,8 +276,9 @@ def draw_grid(overview: np.ndarray, extent: tuple[float, float], tissue: Tissue,
     return cv2.drawContours(picture, outlines, -1, OUTLINE, 2)
 
 
-def save_jpeg(path: Path, picture: np.ndarray, quality: int = 88) -> None:
-    """Writes an RGB `picture` (h, w, 3) as JPEG, whole or not at all."""
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+def save_picture(path: Path, picture: np.ndarray, quality: int = 88) -> None:
+    """Writes an RGB `picture` (h, w, 3), whole or not at all: JPEG of that `quality`, or PNG, as the name of `path` says."""
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
+    encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), parameters)[1]
     with atomic_path(path) as partial:
         partial.write_bytes(encoded.tobytes())

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openslide
 import pytest
@@ -94,7 +95,9 @@ def test_the_command_writes_a_picture_maps_and_a_pyramid_that_openslide_opens(hi
     with openslide.OpenSlide(tmp_path / "a.svs.attention.svs") as pyramid:
         assert pyramid.dimensions == (256, 256)
         assert float(pyramid.properties["openslide.mpp-x"]) == pytest.approx(float(maps["mpp"]), rel=1e-3)
-    assert (tmp_path / "a.svs.jpg").stat().st_size > 5000
+    assert cv2.imread(str(tmp_path / "a.svs.png")).std() > 20
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 1 and "a.svs" in page and "Factorised: both together" in page
 
 
 @pytest.mark.parametrize(
