@@ -78,7 +78,7 @@ def attention(
         Section("Attention", EXPLAINED + kept, pictures, problems=record.problems),
         provenance_section([record.command_line]),
     ]
-    lead = f"{len(record.done)} slides as both levels of {loaded.name}, revision {loaded.revision}, look at them."
+    lead = f"Slides as both levels of {loaded.name}, revision {loaded.revision}, look at them: {len(record.done)} of {len(chosen)}."
     write_report(out / "report.html", "Where the hierarchy looks", lead, sections)
     print(f"{len(record.done)} of {len(chosen)} slides painted: {out}")
     return record.exit_code
