@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from hf_pathology.errors import UserError, require_at_least
 from hf_pathology.features.region_blocks import RegionBlocks
@@ -64,6 +64,8 @@ class SlidePrototypes:
     Args:
         crop: tiles along an edge of the middle of a region, which stands for it.
         epoch: optimizer steps of one.
+
+    Raises UserError where weights are sharded: each process embeds regions of its own with the whole teacher.
     """
 
     def __init__(
@@ -77,6 +79,11 @@ class SlidePrototypes:
         seed: int,
         accelerator: Accelerator,
     ):
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError(
+                "SLPD clusters with the whole teacher on every process, and FSDP shards it: launch with "
+                "recipes/accelerate/ddp.yaml, the second level fits any GPU"
+            )
         self.method, self.regions, self.options = method, regions, options
         self.crop, self.epoch, self.seed, self.accelerator = crop, epoch, seed, accelerator
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from launched_runs import assert_a_killed_run_ends_as_one_that_was_not, launcher
 from programs import run_recipe_here
 from region_features import make_region_features
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import multiprocessing
 from transformers import AutoModel
 
+from hf_pathology.errors import UserError
 from hf_pathology.features.region_blocks import RegionBlocks
 from hf_pathology.modeling.configuration_hipt import HiptRegionConfig
 from hf_pathology.modeling.configuration_slpd import SlpdConfig
@@ -96,6 +97,15 @@ def test_two_processes_cluster_as_one_does(features, tmp_path, monkeypatch):
         found = np.load(tmp_path / f"{rank}.npz")
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array)
+
+
+def test_sharded_weights_are_refused(features, monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setitem(accelerator.state._shared_state, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(UserError, match=r"FSDP shards it: launch with recipes/accelerate/ddp.yaml"):
+        SlidePrototypes(
+            None, RegionBlocks(features), ClusterOptions(), crop=3, epoch=5, seed=0, accelerator=accelerator
+        )
 
 
 @pytest.mark.parametrize(
