@@ -33,7 +33,10 @@ SlideMpp = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only this many slides.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it would take.")]
-MinTissue = Annotated[float, typer.Option("--min-tissue", help="Share of a tile that must be tissue.")]
+MinTissue = Annotated[float, typer.Option("--min-tissue", help="Share of a tile, or region, that must be tissue.")]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Also tiles, or regions, over the right and lower edge, white beyond it.")
+]
 EncoderName = Annotated[
     str, typer.Option("--encoder", help="Hub id or directory of any encoder that AutoModel loads.")
 ]
@@ -76,7 +79,7 @@ def tile(
         float, typer.Option("--mpp-tolerance", help="Share by which mpp may differ so that tiles fit the stored ones.")
     ] = 0.005,
     region: Annotated[int, typer.Option("--region", help="R: regions of R x R tiles, kept or dropped whole.")] = 1,
-    partial: Annotated[bool, typer.Option("--partial", help="Also tiles over the right and lower edge.")] = False,
+    partial: Partial = False,
     tissue: Annotated[
         str, typer.Option("--tissue", help="default, clam, clam-tcga, clam-biopsy ..., or a segmentation model.")
     ] = "default",
@@ -193,6 +196,7 @@ def embed(
         int | None, typer.Option("--regions", help="Pixels of regions, kept or dropped whole; default: the encoder's.")
     ] = None,
     min_tissue: MinTissue = 0.5,
+    partial: Partial = False,
     pooling: Annotated[str | None, typer.Option("--pooling", help="cls, mean, cls+mean or gap.")] = None,
     other_mpp: Annotated[
         bool, typer.Option("--other-mpp", help="Allow tiles that the encoder was not made for.")
@@ -230,6 +234,7 @@ def embed(
             size=size,
             regions=regions,
             min_tissue=min_tissue,
+            partial=partial,
             pooling=pooling,
             other_mpp=other_mpp,
             batch_size=batch_size,

@@ -51,6 +51,7 @@ def embed(
     size: int | None,
     regions: int | None,
     min_tissue: float,
+    partial: bool,
     pooling: str | None,
     other_mpp: bool,
     batch_size: int,
@@ -78,6 +79,7 @@ def embed(
         mpp or known_mpp(loaded),
         size or loaded.size,
         min_tissue=min_tissue,
+        partial=partial,
         region=tiles_along(regions, size or loaded.size, loaded),
     )
     check_regions(loaded, grid_options, regions)

@@ -144,6 +144,27 @@ def test_any_encoder_embeds_the_tiles_of_regions(embedded, hierarchy, tmp_path):
     assert other.returncode == 1 and "the tiling folder has regions of 64 px" in other.stderr
 
 
+def test_slides_and_tissue_smaller_than_a_region_are_not_lost(embedded, hierarchy, tmp_path):
+    tile_encoder = tmp_path / "tiles_only"
+    export_encoder(AutoModel.from_pretrained(hierarchy).tile_encoder, tile_encoder, tile_size=TILE, mpp=0.5)
+    words = [
+        "embed",
+        embedded / "slides",
+        "--encoder",
+        tile_encoder,
+        "--regions",
+        32 * TILE,
+        "--out",
+        tmp_path / "out",
+    ]
+    refused = run_command(*words)
+    assert refused.returncode == 1 and "smaller than one region" in refused.stderr and "--partial" in refused.stderr
+    done = run_command(*words, "--partial", "--min-tissue", 0.01)
+    assert done.returncode == 0, done.stderr
+    bag = SlideFeatures.load(tmp_path / "out" / "0.svs.features.safetensors")
+    assert (bag.region, len(bag)) == (32, 32 * 32)
+
+
 def test_a_hierarchy_refuses_single_tiles(embedded, hierarchy, tmp_path):
     size = ["--mpp", 0.5, "--size", TILE]
     assert run_command("tile", embedded / "slides", "--out", tmp_path / "tiles", *size).returncode == 0
