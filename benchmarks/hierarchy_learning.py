@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from hf_pathology.evaluation.intervals import auc_difference, auc_interval
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--region-steps", type=int, default=600, help="of the second")
     parser.add_argument("--mpp", type=float, default=1.0, help="that the tiles are read at")
     parser.add_argument("--min-tissue", type=float, default=0.0, help="share of a tile, and of a region")
+    parser.add_argument("--folds", type=int, default=10, help="of the neighbours")
     parser.add_argument("--report", type=Path, nargs="+", help="results to print as a table")
     asked = parser.parse_args(argv)
     if asked.report:
@@ -118,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("pass the slides and the folder of the run, or --report")
     spent = train_both_levels(asked)
     result = {"slides": asked.slides.name, "seed": asked.seed, "seconds": spent}
-    result |= judge(asked.run, asked.slides / "cohort.csv")
+    result |= judge(asked.run, asked.slides / "cohort.csv", asked.folds)
     (asked.run / "result.json").write_text(json.dumps(result), encoding="utf-8")
     print("\n".join(table_of([asked.run / "result.json"])))
 
@@ -194,12 +196,12 @@ def embed_colour(slides: Path, grids: Path, out: Path) -> None:
 # Judging.
 
 
-def judge(run: Path, cohort: Path) -> dict[str, Any]:
+def judge(run: Path, cohort: Path, folds: int) -> dict[str, Any]:
     """The votes of the neighbours for each way to describe the slides."""
     votes: dict[str, Any] = {}
     for name, folder in SETS.items():
         data = read_labelled_bags(run / folder, cohort)
-        found = knn_slides(data)
+        found = knn_slides(data, folds=folds)
         votes[name] = {"votes": found.votes.round(4).tolist(), "folds": found.aucs}
         facts = {"cases": list(map(str, data.cases)), "labels": list(data.labels), "classes": list(found.classes)}
     return {"sets": votes, **facts}
@@ -212,9 +214,9 @@ def table_of(results: Iterable[Path]) -> Iterable[str]:
     for path in results:
         result = json.loads(path.read_text(encoding="utf-8"))
         targets = [result["classes"].index(label) for label in result["labels"]]
-        reference = result["sets"][REFERENCE]["votes"]
+        reference = np.array(result["sets"][REFERENCE]["votes"])
         for name, one in result["sets"].items():
-            pair = (result["cases"], targets, one["votes"])
+            pair = (result["cases"], targets, np.array(one["votes"]))
             area = auc_interval(*pair, seed=0)
             more = "" if name == REFERENCE else f"{auc_difference(*pair, reference, seed=0)}"
             mean = sum(one["folds"]) / len(one["folds"])
