@@ -1,5 +1,6 @@
 """`hf-pathology heatmap --encoder`: where both levels of a hierarchy look, over whole slides."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,15 +74,22 @@ def attention(
                 record.failed(str(error))
             progress.advance()
     record.save(out / "report.json")
-    kept = "" if len(pictures) == len(record.done) else f" {len(pictures)} of the {len(record.done)} slides are shown."
-    sections = [
-        Section("Attention", EXPLAINED + kept, pictures, problems=record.problems),
-        provenance_section([record.command_line]),
-    ]
-    lead = f"Slides as both levels of {loaded.name}, revision {loaded.revision}, look at them: {len(record.done)} of {len(chosen)}."
-    write_report(out / "report.html", "Where the hierarchy looks", lead, sections)
+    write_page(record, pictures, f"{loaded.name}, revision {loaded.revision}", out)
     print(f"{len(record.done)} of {len(chosen)} slides painted: {out}")
     return record.exit_code
+
+
+def write_page(record: RunRecord, pictures: Sequence[Picture], hierarchy: str, out: Path) -> None:
+    """Writes report.html with the pictures of all slides, or of those that were chosen."""
+    shown = (
+        "" if len(pictures) == len(record.done) else f" {len(pictures)} of the {len(record.done)} slides are shown."
+    )
+    sections = [
+        Section("Attention", EXPLAINED + shown, pictures, problems=record.problems),
+        provenance_section([record.command_line]),
+    ]
+    lead = f"What both levels of {hierarchy}, look at."
+    write_report(out / "report.html", "Where the hierarchy looks", lead, sections)
 
 
 def drawing_of(encoder: Encoder, region_head: int | None, tile_head: int | None, pixel: int) -> Drawing:
