@@ -272,6 +272,7 @@ def test_after_a_kill_the_next_run_finds_what_is_finished_and_does_the_rest(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # fifty programs that load torch
 def test_fifty_kills_leave_the_same_store_as_an_undisturbed_run(tmp_path):
     slides, out = tmp_path / "slides", tmp_path / "out"
     slides.mkdir()
