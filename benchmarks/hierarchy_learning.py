@@ -8,8 +8,9 @@
 
 The folder holds slides and their `cohort.csv`; DRAWN is that of `hf-pathology demo` without its slide of mere glass. A ViT of width 96 and depth 4 is trained on tiles of 32 pixels by DINO; a
 second of width 96 and depth 3 on regions of 16 x 16 of their features, by DINO and by SLPD; no label is used. A slide is the
-mean of its tiles or regions, its class what its five nearest neighbours are, over ten folds by case. RUN/result.json gets the
-votes of the neighbours for each way to describe a slide; beside the trained levels stand untrained ones and mean colours.
+mean of its tiles or regions, its class what its five nearest neighbours are, or what logistic regression makes of it, over ten
+folds by case. RUN/result.json gets the probabilities for each way to describe a slide; beside the trained levels stand untrained
+ones and mean colours.
 """
 
 import argparse
@@ -24,9 +25,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from hf_pathology.evaluation.intervals import auc_difference, auc_interval
-from hf_pathology.features.bags import read_labelled_bags
+from hf_pathology.evaluation.splits import stratified_case_folds
+from hf_pathology.features.bags import LabelledBags, read_labelled_bags
 from hf_pathology.features.colour import MeanColour
 from hf_pathology.features.embed import embed_cohort
 from hf_pathology.recipes.knn_slides import knn_slides
@@ -197,30 +202,42 @@ def embed_colour(slides: Path, grids: Path, out: Path) -> None:
 
 
 def judge(run: Path, cohort: Path, folds: int) -> dict[str, Any]:
-    """The votes of the neighbours for each way to describe the slides."""
-    votes: dict[str, Any] = {}
+    """What both judges say of each slide, for each way to describe the slides."""
+    sets: dict[str, Any] = {}
     for name, folder in SETS.items():
         data = read_labelled_bags(run / folder, cohort)
-        found = knn_slides(data, folds=folds)
-        votes[name] = {"votes": found.votes.round(4).tolist(), "folds": found.aucs}
-        facts = {"cases": list(map(str, data.cases)), "labels": list(data.labels), "classes": list(found.classes)}
-    return {"sets": votes, **facts}
+        classes = sorted(set(data.labels))
+        said = {"neighbours": knn_slides(data, folds=folds).votes, "regression": regression(data, folds)}
+        sets[name] = {judge: probabilities.round(4).tolist() for judge, probabilities in said.items()}
+    return {"sets": sets, "cases": list(map(str, data.cases)), "labels": list(data.labels), "classes": classes}
+
+
+def regression(data: LabelledBags, folds: int) -> np.ndarray:
+    """The probabilities (slides, classes) of logistic regression on the slides of other folds, its strength chosen on them."""
+    means = np.stack([bag.features[bag.valid].mean(axis=0, dtype=np.float64) for bag in data.bags])
+    classes = sorted(set(data.labels))
+    targets = np.array([classes.index(label) for label in data.labels])
+    probabilities = np.zeros((len(means), len(classes)))
+    for known, asked in stratified_case_folds(data.cases, data.labels, folds, 0):
+        model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=8, cv=3, max_iter=2000))
+        probabilities[asked] = model.fit(means[known], targets[known]).predict_proba(means[asked])
+    return probabilities
 
 
 def table_of(results: Iterable[Path]) -> Iterable[str]:
     """Rows of a table in Markdown."""
-    yield f"| slides, seed | a slide is the mean of | mean AUC of the folds | AUC | difference to *{REFERENCE}* |"
+    yield f"| slides, seed | a slide is the mean of | judged by | AUC | difference to *{REFERENCE}* |"
     yield "|---|---|---|---|---|"
     for path in results:
         result = json.loads(path.read_text(encoding="utf-8"))
         targets = [result["classes"].index(label) for label in result["labels"]]
-        reference = np.array(result["sets"][REFERENCE]["votes"])
-        for name, one in result["sets"].items():
-            pair = (result["cases"], targets, np.array(one["votes"]))
-            area = auc_interval(*pair, seed=0)
-            more = "" if name == REFERENCE else f"{auc_difference(*pair, reference, seed=0)}"
-            mean = sum(one["folds"]) / len(one["folds"])
-            yield f"| {result['slides']}, {result['seed']} | {name} | {mean:.3f} | {area} | {more} |"
+        for judge in ("neighbours", "regression"):
+            reference = np.array(result["sets"][REFERENCE][judge])
+            for name, said in result["sets"].items():
+                pair = (result["cases"], targets, np.array(said[judge]))
+                more = "" if name == REFERENCE else f"{auc_difference(*pair, reference, seed=0)}"
+                area = auc_interval(*pair, seed=0)
+                yield f"| {result['slides']}, {result['seed']} | {name} | {judge} | {area} | {more} |"
 
 
 if __name__ == "__main__":

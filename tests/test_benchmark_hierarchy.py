@@ -64,7 +64,7 @@ def result(path, right: dict[str, int]):
     for name, count in right.items():
         wrong = np.arange(40) >= count
         votes = np.eye(2)[np.where(wrong, 1 - targets, targets)]
-        sets[name] = {"votes": votes.tolist(), "folds": [0.5, 1.0]}
+        sets[name] = {"neighbours": votes.tolist(), "regression": (1 - votes).tolist()}
     cases = [f"case{number}" for number in range(40)]
     labels = [("a", "b")[target] for target in targets]
     content = {"slides": "tissue", "seed": 0, "cases": cases, "labels": labels, "classes": ["a", "b"], "sets": sets}
@@ -74,9 +74,10 @@ def result(path, right: dict[str, int]):
 
 def test_the_report_compares_every_way_with_untrained_tiles(tmp_path):
     rows = list(hierarchy_learning.table_of([result(tmp_path / "r.json", {"tiles, untrained": 30, "tiles": 40})]))
-    assert len(rows) == 4
-    assert rows[2].startswith("| tissue, 0 | tiles, untrained | 0.750 | 0.750 [") and rows[2].endswith("|  |")
-    assert "| tiles | 0.750 | 1.000 [1.000, 1.000] | 0.250 [" in rows[3]
+    assert len(rows) == 6
+    assert rows[2].startswith("| tissue, 0 | tiles, untrained | neighbours | 0.750 [") and rows[2].endswith("|  |")
+    assert "| tiles | neighbours | 1.000 [1.000, 1.000] | 0.250 [" in rows[3]
+    assert "| tiles | regression | 0.000 [0.000, 0.000] | -0.250 [" in rows[5]
 
 
 @pytest.mark.slow
@@ -91,6 +92,7 @@ def test_both_levels_are_trained_and_judged(tiles, tmp_path, monkeypatch, capsys
     capsys.readouterr()
     steps = ["--steps", "4", "--region-steps", "20", "--folds", "2"]
     hierarchy_learning.main([str(slides), str(tmp_path / "run"), *steps])
-    assert len(capsys.readouterr().out.splitlines()) == 11 + 2 + len(hierarchy_learning.SETS)
-    votes = json.loads((tmp_path / "run" / "result.json").read_text())["sets"]
-    assert all(np.allclose(np.sum(one["votes"], axis=1), 1) for one in votes.values())
+    assert len(capsys.readouterr().out.splitlines()) == 11 + 2 + 2 * len(hierarchy_learning.SETS)
+    sets = json.loads((tmp_path / "run" / "result.json").read_text())["sets"]
+    for said in (said for one in sets.values() for said in one.values()):
+        np.testing.assert_allclose(np.sum(said, axis=1), 1, atol=1e-3)
