@@ -61,6 +61,8 @@ class HiptSlideConfig(PretrainedConfig):
         self.freeze_regions = freeze_regions
         if hidden_size is None:
             hidden_size = 256 if local == "attention" else region_config.hidden_size if region_config else 192
+        if local == "transformer" and hidden_size % num_attention_heads:
+            raise ValueError(f"hidden_size is {hidden_size}: {num_attention_heads} heads cannot share it")
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads

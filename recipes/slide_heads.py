@@ -114,8 +114,13 @@ def hipt_head(options: HeadOptions, bag: SlideFeatures, common: dict[str, Any]) 
             f"{bag.slide} has features of regions, which need no second level: leave out region_encoder, or pass those of tiles"
         )
     encoder = load_region_encoder(options.region_encoder, bag)
+    heads = 3 if encoder.config.hidden_size % 3 == 0 else encoder.config.num_attention_heads  # published are 3
     config = HiptSlideConfig(
-        region_tiles=tiles, region_config=encoder.config, freeze_regions=options.freeze_regions, **common
+        region_tiles=tiles,
+        region_config=encoder.config,
+        freeze_regions=options.freeze_regions,
+        num_attention_heads=heads,
+        **common,
     )
     head = HiptForSlideClassification(config)
     head.regions.encoder.load_state_dict(encoder.state_dict())

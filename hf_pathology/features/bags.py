@@ -96,6 +96,8 @@ def tiles_of(bag: SlideFeatures, region_tiles: int = 1) -> torch.Tensor:
             f"{bag.slide} has regions of {bag.region**2} tiles, and the head is for regions of {region_tiles}: "
             "embed it with --regions"
         )
+    if len(bag) % region_tiles:
+        raise UserError(f"{bag.slide} has {len(bag)} tiles, no whole regions of {region_tiles}: embed it again")
     regions = features.masked_fill(~valid.unsqueeze(1), float("nan")).unflatten(0, (-1, region_tiles))
     return regions[valid.unflatten(0, (-1, region_tiles)).any(dim=1)]
 

@@ -32,6 +32,8 @@ def check_tile_features(bag: SlideFeatures, encoder: Encoder) -> None:
         )
     if bag.region == 1:
         raise UserError(f"{bag.slide} has features of single tiles: embed it with --regions")
+    if len(bag) == 0 or len(bag) % bag.region**2:
+        raise UserError(f"{bag.slide} has {len(bag)} tiles, no whole regions of {bag.region**2}: embed it again")
 
 
 @torch.inference_mode()

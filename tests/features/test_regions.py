@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,15 @@ def test_the_second_level_refuses_features_that_its_first_did_not_make(hierarchy
         for folder in (tmp_path / "levels", embedded / "out")
     )
     np.testing.assert_allclose(made, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [0, 17])
+def test_what_is_no_whole_regions_is_refused_by_name(hierarchy, embedded, tmp_path, kept):
+    bag = SlideFeatures.load(embedded / "out" / "tile_level" / "0.svs.features.safetensors", mapped=False)
+    cut = replace(bag, **{name: getattr(bag, name)[:kept] for name in ("features", "xy", "valid")})
+    cut.save(tmp_path / "cut" / "0.svs.features.safetensors")
+    done = run_command("regions", tmp_path / "cut", "--encoder", hierarchy, "--out", tmp_path / "out")
+    assert done.returncode == 1 and f"0.svs has {kept} tiles, no whole regions of 16: embed it again" in done.stderr
 
 
 def test_any_encoder_embeds_the_tiles_of_regions(embedded, hierarchy, tmp_path):

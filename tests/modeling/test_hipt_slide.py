@@ -163,6 +163,8 @@ def test_mistakes_are_told(head):
         head(bag(head, 1, 0), torch.zeros(1, head.config.region_tiles, dtype=torch.bool))
     with pytest.raises(ValueError, match="'mean'"):
         HiptSlideConfig(local="mean")
+    with pytest.raises(ValueError, match="hidden_size is 64: 3 heads cannot share it"):
+        HiptSlideConfig(hidden_size=64)
     with pytest.raises(ValueError, match="8 tiles form no square region"):
         HiptForSlideClassification(HiptSlideConfig(input_dim=WIDTH, region_tiles=8, region_config=SMALL))
 

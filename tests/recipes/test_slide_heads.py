@@ -15,6 +15,9 @@ from hf_pathology.features.bags import draw_batch, tiles_of
 from hf_pathology.features.encoder import load_encoder
 from hf_pathology.features.regions import region_features
 from hf_pathology.features.store import SlideFeatures, features_path
+from hf_pathology.hub_upload.export_hipt import export_region_encoder
+from hf_pathology.modeling.configuration_hipt import HiptRegionConfig
+from hf_pathology.modeling.modeling_hipt import HiptRegionModel
 from hf_pathology.recipes.predict_slides import class_probabilities, load_head, whole_slide
 from hf_pathology.recipes.slide_heads import HeadOptions, new_head
 from hf_pathology.recipes.train_mil import HeadTraining, cross_validate, train_head, train_mil
@@ -126,6 +129,17 @@ def test_a_second_level_that_is_there_is_the_start_and_stays_where_it_is_frozen(
     assert any(not torch.equal(after[name], weight) for name, weight in start.items())
 
 
+def test_a_second_level_of_any_width_is_a_start(tmp_path):
+    region = HiptRegionConfig(
+        input_size=WIDTH, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, grid_size=4
+    )
+    export_region_encoder(HiptRegionModel(region), tmp_path / "regions")
+    bags, labels, _ = cohort(4)
+    options = HeadOptions("hipt", str(tmp_path / "regions"))
+    head = train_head(bags, labels, training=HeadTraining(epochs=1), options=options)
+    assert (head.config.hidden_size, head.config.num_attention_heads) == (16, 2)
+
+
 def test_features_of_regions_need_no_second_level(hierarchy):
     encoder = load_encoder(hierarchy)
     bags = [region_features(bag, encoder) for bag in cohort(8)[0]]
@@ -144,6 +158,9 @@ def test_mistakes_are_told(hierarchy, tmp_path):
     head = train_head(bags, labels, options=HeadOptions("hipt_attention"), **quick)
     with pytest.raises(UserError, match="slide00.svs has regions of 1 tiles, and the head is for regions of 16"):
         class_probabilities(head, singles)
+    cut = [replace(bag, **{name: getattr(bag, name)[:-1] for name in ("features", "xy", "valid")}) for bag in bags]
+    with pytest.raises(UserError, match="slide00.svs has 63 tiles, no whole regions of 16: embed it again"):
+        class_probabilities(head, cut)
     with pytest.raises(UserError, match="head is 'clam': choose one of abmil, hipt, hipt_attention"):
         HeadOptions("clam")
     with pytest.raises(UserError, match="the head abmil has no second level to start with"):
