@@ -3,7 +3,7 @@
     python benchmarks/hierarchy_slides.py TILES DATA
     python benchmarks/hierarchy_learning.py DATA/tissue RUNS/tissue
     python benchmarks/hierarchy_learning.py DATA/arrangement RUNS/arrangement
-    python benchmarks/hierarchy_learning.py DRAWN RUNS/drawn --min-tissue 0.5
+    python benchmarks/hierarchy_learning.py DRAWN RUNS/drawn --min-tissue 0.5 --min-regions 2
     python benchmarks/hierarchy_learning.py --report RUNS/*/result.json
 
 The folder holds slides and their `cohort.csv`; DRAWN is that of `hf-pathology demo` without its slide of mere glass. A ViT of width 96 and depth 4 is trained on tiles of 32 pixels by DINO; a
@@ -93,7 +93,7 @@ DISTILLATION: dict[str, Any] = {
     "checkpoint_every": 1000,
     "cpu": True,
 }
-PROTOTYPES = {"num_clusters": 2, "min_regions": 4, "num_neighbours": 1}
+PROTOTYPES = {"num_clusters": 2, "num_neighbours": 1}
 STILL = {"steps": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 0}
 SETS = {  # how a slide is described: the folder of features below the run
     "mean colour": "colour",
@@ -115,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--region-steps", type=int, default=600, help="of the second")
     parser.add_argument("--mpp", type=float, default=1.0, help="that the tiles are read at")
     parser.add_argument("--min-tissue", type=float, default=0.0, help="share of a tile, and of a region")
+    parser.add_argument("--min-regions", type=int, default=4, help="of a slide that SLPD clusters")
     parser.add_argument("--folds", type=int, default=10, help="of the neighbours")
     parser.add_argument("--report", type=Path, nargs="+", help="results to print as a table")
     asked = parser.parse_args(argv)
@@ -142,7 +143,7 @@ def train_both_levels(asked: argparse.Namespace) -> dict[str, float]:
     regions = {**seeded, **REGIONS, "features": str(run / "tiles_trained"), "steps": asked.region_steps}
     regions["tile_encoder"] = str(run / "dino" / "encoder")
     epoch = asked.region_steps // 10
-    prototypes = {**PROTOTYPES, "first_clusters": 3 * epoch, "cluster_every": epoch}
+    prototypes = {**PROTOTYPES, "min_regions": asked.min_regions, "first_clusters": 3 * epoch, "cluster_every": epoch}
     at = ["--mpp", str(asked.mpp), "--regions", str(TILE * GRID), "--min-tissue", str(asked.min_tissue)]
     parts = [
         ("dino", lambda: pretrain("dino", run / "dino", tiles)),

@@ -15,7 +15,12 @@ def train_mil(
     folds: Annotated[int, typer.Option("--folds", help="Of the cross-validation by case.")] = 5,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the bags.")] = 40,
     seed: Annotated[int, typer.Option("--seed", help="Of folds, weights and draws.")] = 0,
-    head: Annotated[str, typer.Option("--head", help="abmil, or over regions: hipt, hipt_attention.")] = "abmil",
+    head: Annotated[
+        str,
+        typer.Option(
+            "--head", help="abmil, dsmil, deep_attn_misl, deep_graph_conv; over regions: hipt, hipt_attention."
+        ),
+    ] = "abmil",
     region_encoder: Annotated[
         str | None, typer.Option("--region-encoder", help="Hierarchy with whose second level hipt starts.")
     ] = None,

@@ -14,7 +14,20 @@ from types import ModuleType
 
 
 OUR_TYPES = frozenset(
-    {"abmil", "dino", "dinov2_pretraining", "hipt", "hipt_region", "hipt_slide", "ibot", "mae", "slpd"}
+    {
+        "abmil",
+        "deep_attn_misl",
+        "deep_graph_conv",
+        "dino",
+        "dinov2_pretraining",
+        "dsmil",
+        "hipt",
+        "hipt_region",
+        "hipt_slide",
+        "ibot",
+        "mae",
+        "slpd",
+    }
 )
 TABLE_OF_TYPES = "transformers.models.auto.configuration_auto"
 

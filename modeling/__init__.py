@@ -6,16 +6,22 @@ Importing the folder makes transformers' Auto classes know our model types.
 from transformers import AutoConfig, AutoModel
 
 from .configuration_abmil import AbmilConfig
+from .configuration_deep_attn_misl import DeepAttnMislConfig
+from .configuration_deep_graph_conv import DeepGraphConvConfig
 from .configuration_dino import DinoConfig
 from .configuration_dinov2 import Dinov2PreTrainingConfig
+from .configuration_dsmil import DsmilConfig
 from .configuration_hipt import HiptConfig, HiptRegionConfig
 from .configuration_hipt_slide import HiptSlideConfig
 from .configuration_ibot import IbotConfig
 from .configuration_mae import MaeConfig
 from .configuration_slpd import SlpdConfig
 from .modeling_abmil import AbmilForSlideClassification
+from .modeling_deep_attn_misl import DeepAttnMislForSlideClassification
+from .modeling_deep_graph_conv import DeepGraphConvForSlideClassification
 from .modeling_dino import DinoForPreTraining
 from .modeling_dinov2 import Dinov2ForPreTraining
+from .modeling_dsmil import DsmilForSlideClassification
 from .modeling_hipt import HiptModel, HiptRegionModel
 from .modeling_hipt_slide import HiptForSlideClassification
 from .modeling_ibot import IbotForPreTraining
@@ -25,8 +31,11 @@ from .modeling_slpd import SlpdForPreTraining
 
 for _config, _model in (
     (AbmilConfig, AbmilForSlideClassification),
+    (DeepAttnMislConfig, DeepAttnMislForSlideClassification),
+    (DeepGraphConvConfig, DeepGraphConvForSlideClassification),
     (DinoConfig, DinoForPreTraining),
     (Dinov2PreTrainingConfig, Dinov2ForPreTraining),
+    (DsmilConfig, DsmilForSlideClassification),
     (HiptConfig, HiptModel),
     (HiptRegionConfig, HiptRegionModel),
     (HiptSlideConfig, HiptForSlideClassification),
@@ -40,10 +49,16 @@ for _config, _model in (
 __all__ = [
     "AbmilConfig",
     "AbmilForSlideClassification",
+    "DeepAttnMislConfig",
+    "DeepAttnMislForSlideClassification",
+    "DeepGraphConvConfig",
+    "DeepGraphConvForSlideClassification",
     "DinoConfig",
     "DinoForPreTraining",
     "Dinov2ForPreTraining",
     "Dinov2PreTrainingConfig",
+    "DsmilConfig",
+    "DsmilForSlideClassification",
     "HiptConfig",
     "HiptForSlideClassification",
     "HiptModel",

@@ -11,13 +11,15 @@ class GatedAttention(nn.Module):
         dim: length H of an instance.
         temperature: divides the scores before the softmax; above 1 spreads the attention.
         dropout: probability of dropout after the tangent, and after the sigmoid.
+        hidden_dim: width of V h and U h; H when None.
     """
 
-    def __init__(self, dim: int, temperature: float = 1.0, dropout: float = 0.0):
+    def __init__(self, dim: int, temperature: float = 1.0, dropout: float = 0.0, hidden_dim: int | None = None):
         super().__init__()
-        self.value = nn.Linear(dim, dim)
-        self.gate = nn.Linear(dim, dim)
-        self.score = nn.Linear(dim, 1)
+        hidden_dim = dim if hidden_dim is None else hidden_dim
+        self.value = nn.Linear(dim, hidden_dim)
+        self.gate = nn.Linear(dim, hidden_dim)
+        self.score = nn.Linear(hidden_dim, 1)
         self.temperature = temperature
         self.dropout = nn.Dropout(dropout)
 

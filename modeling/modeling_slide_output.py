@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
+from .survival_loss import discrete_survival_loss
+
 
 @dataclass
 class SlideOutput(ModelOutput):
@@ -17,12 +19,14 @@ class SlideOutput(ModelOutput):
         logits: (B, C).
         slide_embedding: (B, H), what the classifier sees of each slide.
         tile_scores: (B, N), the part of each tile in the embedding: they sum to 1 over a bag and are 0 on padding.
+        tile_logits: (B, N, C) of heads that classify tiles too.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     slide_embedding: torch.Tensor | None = None
     tile_scores: torch.Tensor | None = None
+    tile_logits: torch.Tensor | None = None
 
 
 def checked_mask(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -46,11 +50,14 @@ def slide_loss(logits: torch.Tensor, labels: torch.Tensor, config: PretrainedCon
     Args:
         logits: (B, C).
         labels: (B,) class indices for "single_label_classification"; (B, C), or (B,) when C is 1, of zeros and ones for
-            "multi_label_classification", and of numbers for "regression".
+            "multi_label_classification", and of numbers for "regression"; int (B, 2) of interval and event for
+            "discrete_survival", whose outputs are hazards, see `discrete_survival_loss`.
     """
     problem_type = config.problem_type or _implied_problem_type(logits.shape[-1], labels)
     if problem_type == "single_label_classification":
         return F.cross_entropy(logits, labels)
+    if problem_type == "discrete_survival":
+        return discrete_survival_loss(logits, labels[:, 0], labels[:, 1]).mean()
     labels = labels.to(logits.dtype).reshape(logits.shape)
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels)

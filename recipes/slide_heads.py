@@ -1,11 +1,12 @@
 """The heads that classify slides by their features, made for a folder of features, and saved so that they load anywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, PreTrainedModel
 
@@ -13,26 +14,41 @@ from hf_pathology.atomic import atomic_directory
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
+from hf_pathology.modeling.configuration_deep_attn_misl import DeepAttnMislConfig
+from hf_pathology.modeling.configuration_deep_graph_conv import DeepGraphConvConfig
+from hf_pathology.modeling.configuration_dsmil import DsmilConfig
 from hf_pathology.modeling.configuration_hipt_slide import HiptSlideConfig
 from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
+from hf_pathology.modeling.modeling_deep_attn_misl import DeepAttnMislForSlideClassification
+from hf_pathology.modeling.modeling_deep_graph_conv import DeepGraphConvForSlideClassification
+from hf_pathology.modeling.modeling_dsmil import DsmilForSlideClassification
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
 from hf_pathology.modeling.modeling_hipt_slide import HiptForSlideClassification
 
 
-HEADS = ("abmil", "hipt", "hipt_attention")
+OVER_TILES = {
+    "abmil": (AbmilConfig, AbmilForSlideClassification),
+    "dsmil": (DsmilConfig, DsmilForSlideClassification),
+    "deep_attn_misl": (DeepAttnMislConfig, DeepAttnMislForSlideClassification),
+    "deep_graph_conv": (DeepGraphConvConfig, DeepGraphConvForSlideClassification),
+}
+TILES_TO_CLUSTER = 1000  # of each bag
+HEADS = (*OVER_TILES, "hipt", "hipt_attention")
 
 
 @dataclass(frozen=True)
 class HeadOptions:
     """Which head.
 
-    "abmil" is gated attention over tiles, whatever regions they are in. "hipt" is HIPT's: over features of tiles that
+    Over tiles, whatever regions they are in: "abmil" is gated attention, "dsmil" has attention for each class to tiles like
+    its most telling one, "deep_attn_misl" has layers for each kind of tile, "deep_graph_conv" convolutions over a graph of
+    similar tiles. "hipt" is HIPT's: over features of tiles that
     were made with `embed --regions`, a transformer over the tiles of a region and another over the regions; over those of
     regions (`region_level`), the second alone. "hipt_attention" is gated attention over tiles, then over regions.
     """
 
-    head: Literal["abmil", "hipt", "hipt_attention"] = field(
-        default="abmil", metadata={"help": "gated attention over tiles, or HIPT's heads over regions"}
+    head: Literal["abmil", "dsmil", "deep_attn_misl", "deep_graph_conv", "hipt", "hipt_attention"] = field(
+        default="abmil", metadata={"help": "a head over tiles, by its paper's name, or HIPT's over regions"}
     )
     region_encoder: str | None = field(
         default=None,
@@ -56,7 +72,7 @@ def region_tiles_of(options: HeadOptions, bag: SlideFeatures) -> int:
 
     Raises UserError when the bag has no regions where the head needs them.
     """
-    if options.head == "abmil" or (options.head == "hipt" and bag.pooling == "region"):
+    if options.head in OVER_TILES or (options.head == "hipt" and bag.pooling == "region"):
         return 1
     if bag.region == 1:
         raise UserError(
@@ -86,18 +102,40 @@ def new_head(
         "mpp": bag.mpp,
         "tile_size": bag.size,
     }
-    if options.head == "abmil":
-        head = AbmilForSlideClassification(AbmilConfig(**common))
+    if options.head in OVER_TILES:
+        config, model = OVER_TILES[options.head]
+        head = model(config(**common))
     else:
         head = hipt_head(options, bag, common)
     if options.region_encoder is None:
         scaler = StandardScaler()
-        for bag_tiles in tiles:
-            rows = bag_tiles.flatten(0, -2)
-            scaler.partial_fit(rows[rows.isfinite().all(dim=1)].numpy())
+        for rows in readable_rows(tiles):
+            scaler.partial_fit(rows.numpy())
         head.feature_mean.copy_(torch.from_numpy(scaler.mean_))
         head.feature_std.copy_(torch.from_numpy(scaler.scale_))  # 1 where a feature is constant
+    if isinstance(head, DeepAttnMislForSlideClassification):
+        head.cluster_centres.copy_(cluster_centres(head, tiles))
     return head
+
+
+def readable_rows(tiles: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The features (n, D) of the tiles of each bag that could be read, without their regions."""
+    for bag_tiles in tiles:
+        rows = bag_tiles.flatten(0, -2)
+        yield rows[rows.isfinite().all(dim=1)]
+
+
+def cluster_centres(head: DeepAttnMislForSlideClassification, tiles: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Centres float32 (K, D) of kinds of tiles that are the same for all slides, by k-means on standardised features.
+
+    Of each bag as many tiles count, so that a large slide has no kinds of its own. The seed is drawn by torch's generator.
+    """
+    drawn = [rows[torch.randperm(len(rows))[:TILES_TO_CLUSTER]] for rows in readable_rows(tiles)]
+    rows = (torch.cat(drawn) - head.feature_mean) / head.feature_std
+    clusters, seed = head.config.num_clusters, int(torch.randint(2**31, ()))
+    if len(rows) < clusters:
+        raise UserError(f"{len(rows)} tiles in all make no {clusters} clusters: use another head")
+    return torch.from_numpy(MiniBatchKMeans(clusters, random_state=seed, n_init=3).fit(rows.numpy()).cluster_centers_)
 
 
 def hipt_head(options: HeadOptions, bag: SlideFeatures, common: dict[str, Any]) -> HiptForSlideClassification:

@@ -2,7 +2,7 @@
 
     accelerate launch recipes/train_mil.py --features DIR --cohort labels.csv --out DIR [--folds 5 --epochs 40 ...]
 
-The head is gated attention (Ilse et al. 2018), or one of HIPT's over regions (`--head hipt`), trained as HistoSSLscaling does
+The head is gated attention (Ilse et al. 2018), another over tiles (`--head dsmil`), or HIPT's over regions (`--head hipt`), trained as HistoSSLscaling does
 (Filiot et al. 2023) but for two things: features are standardised, and the number of epochs is fixed, so that nothing is chosen
 on the fold that is tested.
 """

@@ -76,6 +76,31 @@ def test_a_head_over_tiles_does_not():
     assert auc.low < 0.5 < auc.high
 
 
+@pytest.mark.parametrize("head", ["abmil", "dsmil", "deep_attn_misl", "deep_graph_conv"])
+def test_a_head_over_tiles_finds_the_few_that_tell(head):
+    """Four of 64 tiles of every other slide are of a kind of their own, which lies on no side of the others."""
+    bags, labels, cases = cohort(48)
+    for bag, label in zip(bags, labels):
+        bag.features[:, 0] = np.sign(bag.features[:, 0]) * 3
+        if label == "gathered":
+            bag.features[5:9, 0] = 0.0
+            bag.features[5:9, 1:4] += 6.0
+    training = replace(QUICK, epochs=30)
+    validation = cross_validate(bags, labels, cases, folds=2, training=training, options=HeadOptions(head))
+    assert validation.auc.low > 0.5 and validation.auc.value > 0.8
+
+
+def test_clusters_are_the_same_for_the_same_seed_and_need_tiles():
+    bags, labels, _ = cohort(4)
+    options, training = HeadOptions("deep_attn_misl"), HeadTraining(epochs=1)
+    first, again = (train_head(bags, labels, training=training, options=options) for _ in range(2))
+    assert torch.equal(first.cluster_centres, again.cluster_centres)
+    assert first.cluster_centres.unique(dim=0).shape == (10, WIDTH)
+    few = [replace(bag, valid=np.arange(len(bag)) == 1) for bag in bags]
+    with pytest.raises(UserError, match="4 tiles in all make no 10 clusters"):
+        train_head(few, labels, training=training, options=options)
+
+
 @pytest.mark.parametrize("region_tiles", [1, TILES])
 def test_batches_hold_what_a_head_is_to_see(region_tiles):
     bags = [slide(0, True), replace(slide(1, True), valid=np.arange(4 * TILES) >= TILES)]
@@ -161,7 +186,9 @@ def test_mistakes_are_told(hierarchy, tmp_path):
     cut = [replace(bag, **{name: getattr(bag, name)[:-1] for name in ("features", "xy", "valid")}) for bag in bags]
     with pytest.raises(UserError, match="slide00.svs has 63 tiles, no whole regions of 16: embed it again"):
         class_probabilities(head, cut)
-    with pytest.raises(UserError, match="head is 'clam': choose one of abmil, hipt, hipt_attention"):
+    with pytest.raises(
+        UserError, match="head is 'clam': choose one of abmil, dsmil, deep_attn_misl, deep_graph_conv, hipt"
+    ):
         HeadOptions("clam")
     with pytest.raises(UserError, match="the head abmil has no second level to start with"):
         HeadOptions("abmil", "somewhere")
