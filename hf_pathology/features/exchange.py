@@ -161,30 +161,42 @@ def read_slide2vec_or_tensor(path: Path) -> ForeignFeatures:
     return ForeignFeatures(path, features, None, "pixels", facts, facts.get("encoder_name"))
 
 
-def read_tensor(path: Path) -> np.ndarray:
-    """The one tensor of a file of torch, or the array `features` of an .npz. No code in the file is run."""
+def read_tensor(path: Path, mapped: bool = False) -> np.ndarray:
+    """The one tensor of a file of torch, or the array `features` of an .npz. No code in the file is run.
+
+    Args:
+        mapped: leave the tensor in the file until its parts are looked at, where torch wrote it as a zip.
+    """
     with naming_read_errors(path, "a file of torch or .npz"):
-        if zipfile.is_zipfile(path):
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
             require_plausible_zip(path)
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith(".npy") for name in archive.namelist()):
                     return read_npz(path)["features"]
-        tensor = torch.load(path, map_location="cpu", weights_only=True)
+        tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise UserError(f"{path} holds a {type(tensor).__name__}: features are one dense tensor")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise UserError(f"{path} claims a tensor of shape {tuple(tensor.shape)}, more than it holds: it is damaged")
-    return tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
+    return (
+        tensor.to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).detach().numpy()
+    )  # numpy has no bfloat16
 
 
 def checked_features(path: Path, features: np.ndarray, dimensions: tuple[int, ...]) -> np.ndarray:
-    """The features as float32 of their own. Raises UserError unless they are floats, and have these many dimensions."""
+    """The features as float32 of their own. Raises UserError as `check_features` does."""
+    check_features(path, features, dimensions)
+    return np.array(features, dtype=np.float32)
+
+
+def check_features(path: Path, features: np.ndarray, dimensions: tuple[int, ...]) -> None:
+    """Raises UserError unless the features are floats, and have these many dimensions."""
     if features.ndim not in dimensions or not features.size or features.dtype.kind != "f":
         raise UserError(
             f"{path} holds {features.dtype} of shape {features.shape}: features are floats (N, D)"
             + (", or (M, T, D) for regions" if 3 in dimensions else "")
         )
-    return np.array(features, dtype=np.float32)
 
 
 def own_grid(found: ForeignFeatures, slide: Slide, key: str, size: int | None, mpp: float | None) -> TileGrid:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..tiles.blocks import TileRows
-from .exchange import UNKNOWN, checked_features, read_tensor
+from .exchange import UNKNOWN, check_features, read_tensor
 from .store import SUFFIX, SlideFeatures
 
 
@@ -178,18 +178,27 @@ class BagStore:
 
 
 class TensorStore:
-    """HIPT's files: SLIDE_i.pt, the tiles of one region (256, D), or SLIDE.pt, those of all of a slide's (M, 256, D)."""
+    """HIPT's files: SLIDE_i.pt, the tiles of one region (256, D), or SLIDE.pt, those of all of a slide's (M, 256, D).
+
+    All are looked through once at the start; then those of whole slides stay memory-mapped, and the others, of which there
+    may be more than a process can map, are read when they are asked for.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._mapped: dict[Path, np.ndarray] = {}  # those of whole slides that this process has opened
         self._files: dict[str, list[Path]] = {}
         self._seen: dict[Path, tuple[tuple[int, ...], np.ndarray]] = {}  # shape of a grid, and which are whole
         for path in sorted(folder.rglob("*.pt"), key=lambda path: (path.parent, _number_last(path))):
             grids, is_alone = self._regions(path)
-            self._seen[path] = grids.shape[1:], np.isfinite(grids).all(axis=(1, 2, 3))
+            whole = np.array([np.isfinite(grid).all() for grid in grids])
+            self._seen[path] = grids.shape[1:], whole
             name = path.relative_to(folder).with_suffix("").as_posix()
             alone = re.fullmatch(r"(.+)_\d+", name) if is_alone else None
             self._files.setdefault(alone[1] if alone else name, []).append(path)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_mapped": {}}
 
     def slides(self) -> list[str]:
         return sorted(self._files)
@@ -206,11 +215,18 @@ class TensorStore:
 
     def grid_of(self, slide: str, row: int) -> np.ndarray:
         files = self._files[slide]
-        return self._regions(files[row])[0][0] if len(files) > 1 else self._regions(files[0])[0][row]
+        path, place = (files[row], 0) if len(files) > 1 else (files[0], row)
+        grids = self._mapped.get(path)
+        if grids is None:
+            grids, is_alone = self._regions(path)
+            if not is_alone:
+                self._mapped[path] = grids
+        return np.array(grids[place], np.float32)
 
     def _regions(self, path: Path) -> tuple[np.ndarray, bool]:
         """The grids (M, grid, grid, D) in a file, and whether the file is of one region alone."""
-        tensor = checked_features(path, read_tensor(path), dimensions=(2, 3))
+        tensor = read_tensor(path, mapped=True)
+        check_features(path, tensor, dimensions=(2, 3))
         regions = tensor[None] if tensor.ndim == 2 else tensor
         edge = isqrt(regions.shape[1])
         if edge**2 != regions.shape[1]:

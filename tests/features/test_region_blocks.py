@@ -120,6 +120,18 @@ def test_hipts_tensors_are_read_one_region_or_all_of_a_slide_to_a_file(tmp_path)
         np.testing.assert_array_equal(together[number], alone[number])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_tensors_of_whole_slides_stay_in_their_file_and_give_float32(tmp_path, dtype):
+    grids = torch.randn(50, 16, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.save(grids, tmp_path / "a.pt")
+    blocks = RegionBlocks(tmp_path)
+    assert blocks[7].dtype == np.float32
+    np.testing.assert_array_equal(blocks[7].reshape(16, 6), grids[7].float().numpy())
+    assert len(pickle.dumps(blocks)) < grids.numel()  # a worker opens the file itself
+    blocks[7][:] = 0
+    assert np.any(blocks[7])
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
