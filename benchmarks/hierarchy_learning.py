@@ -3,7 +3,7 @@
     python benchmarks/hierarchy_slides.py TILES DATA
     python benchmarks/hierarchy_learning.py DATA/tissue RUNS/tissue
     python benchmarks/hierarchy_learning.py DATA/arrangement RUNS/arrangement
-    python benchmarks/hierarchy_learning.py DRAWN RUNS/drawn --min-tissue 0.5 --min-regions 2
+    python benchmarks/hierarchy_learning.py DRAWN RUNS/drawn --min-tissue 0.5 --mpp 0.5 --stained
     python benchmarks/hierarchy_learning.py --report RUNS/*/result.json
 
 The folder holds slides and their `cohort.csv`; DRAWN is that of `hf-pathology demo` without its slide of mere glass. A ViT of width 96 and depth 4 is trained on tiles of 32 pixels by DINO; a
@@ -94,6 +94,7 @@ DISTILLATION: dict[str, Any] = {
     "cpu": True,
 }
 PROTOTYPES = {"num_clusters": 2, "num_neighbours": 1}
+STAINED = {"jitter": [0.24, 0.24, 0.12, 0.1], "gray": 0.7}  # as `recipes/configs/ibot_demo.yaml` has them
 STILL = {"steps": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 0}
 SETS = {  # how a slide is described: the folder of features below the run
     "mean colour": "colour",
@@ -116,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mpp", type=float, default=1.0, help="that the tiles are read at")
     parser.add_argument("--min-tissue", type=float, default=0.0, help="share of a tile, and of a region")
     parser.add_argument("--min-regions", type=int, default=4, help="of a slide that SLPD clusters")
+    parser.add_argument("--stained", action="store_true", help="slides differ in stain: most views are grey")
     parser.add_argument("--folds", type=int, default=10, help="of the neighbours")
     parser.add_argument("--report", type=Path, nargs="+", help="results to print as a table")
     asked = parser.parse_args(argv)
@@ -139,7 +141,7 @@ def train_both_levels(asked: argparse.Namespace) -> dict[str, float]:
     run, spent = asked.run, {}
     seeded = {**DISTILLATION, "seed": asked.seed}
     tiles = {**seeded, **TILES, "slides": str(asked.slides), "steps": asked.steps}
-    tiles |= {"mpp": asked.mpp, "min_tissue": asked.min_tissue}
+    tiles |= {"mpp": asked.mpp, "min_tissue": asked.min_tissue, **(STAINED if asked.stained else {})}
     regions = {**seeded, **REGIONS, "features": str(run / "tiles_trained"), "steps": asked.region_steps}
     regions["tile_encoder"] = str(run / "dino" / "encoder")
     epoch = asked.region_steps // 10
