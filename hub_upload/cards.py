@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import DatasetCardData, ModelCardData
 from jinja2 import Environment, StrictUndefined
-from transformers import PreTrainedModel
 
-from hf_pathology.hub_upload.checkpoint_formats import FORMATS
 from hf_pathology.slides.cohort import CohortSlide
 from hf_pathology.slides.grid import TileGrid
 from hf_pathology.tiles.shard_manifest import Manifest
 from hf_pathology.training.log import read_log
 from hf_pathology.version import __version__
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def encoder_card(
@@ -128,7 +130,7 @@ def hipt_card(
 def converted_card(
     *,
     format: str,
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     conversion: dict[str, Any],
     width: int,
     pooling: str,
@@ -156,7 +158,7 @@ def converted_card(
     return filled(
         "converted.md.j2",
         metadata=data.to_yaml(),
-        title=FORMATS[format].title,
+        format=format,
         conversion=conversion,
         weights=sum(parameter.numel() for parameter in model.parameters()),
         width=width,
