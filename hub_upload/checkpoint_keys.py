@@ -191,14 +191,15 @@ def tensors_in(value: Any) -> int:
 def kind_of(names: Iterable[str], form: str, path: Path) -> str:
     """What the network of these `names` is. Raises UserError when the format has none of it."""
     names, wanted = list(names), FORMATS[form].kinds
-    kinds = [kind for kind, (mark, _) in KINDS.items() if mark in names]
-    fitting = [kind for kind in kinds if kind in wanted]
-    if fitting:
-        return fitting[0]
-    asked = " or ".join(KINDS[kind][1] for kind in wanted)
-    if kinds:
-        able = ", ".join(name for name, other in FORMATS.items() if kinds[0] in other.kinds)
-        raise UserError(f"{path} holds {KINDS[kinds[0]][1]}, not {asked}: choose one of {able}")
+    kind = next((kind for kind, (mark, _) in KINDS.items() if mark in names), None)
+    if kind == "mae" and kind not in wanted:
+        kind = "vit"  # whose decoder is left out
+    if kind in wanted:
+        return kind
+    asked = " or ".join(KINDS[each][1] for each in wanted)
+    if kind is not None:
+        able = listed([name for name, each in FORMATS.items() if kind in each.kinds])
+        raise UserError(f"{path} holds {KINDS[kind][1]}, not {asked}: convert it as {able}")
     other = next((title for part, title in OTHER_NETWORKS.items() if any(part in name for name in names)), None)
     if other:
         raise UserError(f"{path} holds {other}, not {asked}: it cannot be converted")
@@ -214,4 +215,9 @@ def refuse_look_alikes(content: Mapping[str, Any], form: str, path: Path) -> Non
     found = {mark for mark in marks for name in names if name == mark or name.endswith(f".{mark}")}
     likely = [name for name, each in FORMATS.items() if found & set(each.marks)]
     if likely and form not in likely:
-        raise UserError(f"{path} looks like a checkpoint of {' or '.join(likely)}, not of {form}: pass that format")
+        raise UserError(f"{path} looks like a checkpoint of {listed(likely)}, not of {form}: pass that format")
+
+
+def listed(names: list[str]) -> str:
+    """The names as words between which one may choose."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

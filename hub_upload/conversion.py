@@ -97,6 +97,10 @@ def convert(form: str, files: Sequence[Path], options: ConversionOptions) -> Con
     parts = {part.kind: part for part in (convert_file(form, file, options) for file in files)}
     if len(parts) < len(files):
         raise UserError(f"{files[0]} and {files[1]} hold the same level: pass one of each, or one alone")
+    if "region" not in parts:
+        refuse(options, "what has no second level", "region_heads")
+    if "region" in parts and len(parts) == 1:
+        refuse(options, "a second level alone", "num_heads")
     kind, part = next(iter(parts.items()))
     model = part.model
     if len(parts) == 2:
@@ -150,7 +154,7 @@ def built(
     """Kind, model, size of its tiles, and its architecture in words, of the `tensors` that were taken."""
     layout = FORMATS[form]
     if taken.kind == "resnet":
-        refuse(options, "a ResNet", "num_heads", "region_heads", "decoder_heads")
+        refuse(options, "a ResNet", "num_heads", "decoder_heads")
         model = whole_resnet(tensors)
         return "resnet", model, options.image_size or RESNET_SIZE, resnet_notes(model.config)
     if taken.kind == "region":
@@ -158,7 +162,7 @@ def built(
         model = whole_region_encoder(tensors, options.region_heads)
         return "region", model, options.image_size or layout.image_size, region_notes(model.config, options)
     if taken.kind == "mae":
-        refuse(options, "an autoencoder", "image_size", "region_heads")
+        refuse(options, "an autoencoder", "image_size")
         config = mae_config(tensors, taken.settings, options.num_heads, options.decoder_heads)
         return (
             "mae",

@@ -10,7 +10,7 @@ from hf_pathology.modeling.configuration_mae import MaeConfig
 
 def vit_notes(config: ViTConfig, options: Any, stated: dict[str, Any] | None = None) -> dict[str, Any]:
     """Of a ViT; `options` have `num_heads`, and `stated` is the content of a `config.json`."""
-    rule = "config.json" if stated and "num_attention_heads" in stated else "by the rule for this width"
+    rule = "config.json" if stated and "num_attention_heads" in stated else "the rule for this width"
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
@@ -20,6 +20,9 @@ def vit_notes(config: ViTConfig, options: Any, stated: dict[str, Any] | None = N
         "mlp_width": config.intermediate_size,
         "qkv_bias": config.qkv_bias,
         "layer_norm_eps": config.layer_norm_eps,
+        "layer_norm_eps_from": "config.json"
+        if stated and "layer_norm_eps" in stated
+        else "that of the original codes",
     }
 
 
@@ -39,7 +42,7 @@ def region_notes(config: HiptRegionConfig, options: Any) -> dict[str, Any]:
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
-        "heads_from": "--region-heads" if options.region_heads else "as in ViT-4K-XS",
+        "heads_from": "--region-heads" if options.region_heads else "those of ViT-4K-XS",
         "mlp_width": config.intermediate_size,
         "layer_norm_eps": config.layer_norm_eps,
         "table": f"{config.grid_size} x {config.grid_size} positions, interpolated by DINO's rule for every other grid",
@@ -55,10 +58,12 @@ def mae_notes(config: MaeConfig, settings: dict[str, Any], options: Any) -> dict
         "decoder_width": config.decoder_hidden_size,
         "decoder_layers": config.decoder_num_hidden_layers,
         "decoder_heads": config.decoder_num_attention_heads,
-        "decoder_heads_from": "--decoder-heads" if options.decoder_heads else "as in the published decoders",
+        "decoder_heads_from": "--decoder-heads" if options.decoder_heads else "those of the published decoders",
         "mask_ratio": config.mask_ratio,
         "norm_pix_loss": config.norm_pix_loss,
-        "loss_from": "the run's settings" if "norm_pix_loss" in settings else "the paper: the file does not say",
+        "norm_pix_loss_from": "the run's settings"
+        if "norm_pix_loss" in settings
+        else "the paper: the file does not say",
     }
 
 

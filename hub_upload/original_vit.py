@@ -3,6 +3,7 @@
 The original codes have one matrix for query, key and value, rows in that order; transformers has three.
 """
 
+import math
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -89,7 +90,7 @@ def vit_config(tensors: Tensors, num_heads: int | None = None) -> ViTConfig:
     Raises UserError for shapes that no such ViT has.
     """
     kernel, table = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
-    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or table.ndim != 3:
+    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
         raise UserError(f"patch_embed.proj.weight is of {tuple(kernel.shape)}: patches of a ViT are square")
     width, channels, patch_size = kernel.shape[:3]
     return ViTConfig(
@@ -123,7 +124,7 @@ def heads_of(width: int) -> int:
 
 def table_edge(table: torch.Tensor) -> int:
     """The patches along an edge of a position `table` (1, 1 + n * n, D). Raises UserError when they are no square."""
-    edge = round((table.shape[1] - 1) ** 0.5)
+    edge = math.isqrt(max(table.shape[1] - 1, 0)) if table.ndim == 3 else 0
     if edge < 1 or edge * edge != table.shape[1] - 1:
         raise UserError(f"the table of positions is of {tuple(table.shape)}: it is not of a class token and a square")
     return edge

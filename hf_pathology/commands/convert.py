@@ -46,7 +46,6 @@ def lines_of(source: dict[str, Any]) -> list[str]:
         f"{each['file']}, {each['bytes'] / 1e6:,.1f} MB, sha256 {each['sha256'][:16]}" for each in source["files"]
     ]
     left_out = [f"{group} ({count})" for group, count in source["left_out"].items()]
-    architecture = [f"{name.replace('_', ' ')} {value}" for name, value in source["architecture"].items()]
     taken = (
         f"{source['network']}: {source['holds']}, {source['used']} tensors, {source['weights'] / 1e6:.1f} M weights"
     )
@@ -56,9 +55,19 @@ def lines_of(source: dict[str, Any]) -> list[str]:
         "left out": ", ".join(left_out) or "nothing",
         "unexpected": shortened(source["unexpected"]) or "nothing",
         "missing": shortened(source["missing"]) or "nothing",
-        "inferred": ", ".join(architecture),
+        "inferred": ", ".join(inferred(source["architecture"])),
     }
     return [f"{name:<12}{line}" for name, line in lines.items()]
+
+
+def inferred(architecture: dict[str, Any]) -> list[str]:
+    """What was inferred of an architecture, each with where it comes from if that is not its tensors."""
+    return [
+        f"{name.replace('_', ' ')} {value}"
+        + (f" ({architecture[f'{name}_from']})" if f"{name}_from" in architecture else "")
+        for name, value in architecture.items()
+        if not name.endswith("_from")
+    ]
 
 
 def pixels_line(conversion: Conversion) -> str:

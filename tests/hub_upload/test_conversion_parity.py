@@ -89,7 +89,7 @@ def test_a_whole_mae_draws_the_original_patches_and_has_the_original_loss(case: 
     output = converted("mae-full", file, **heads)(case.input["x"], noise=case.input["noise"])
     assert_close(output.logits, case.output["pred"], **OUTPUT)
     assert_close(output.loss, case.output["loss"], atol=0, rtol=1e-5)
-    assert report_of(tmp_path)["sources"][0]["architecture"]["loss_from"] == "the run's settings"
+    assert report_of(tmp_path)["sources"][0]["architecture"]["norm_pix_loss_from"] == "the run's settings"
 
 
 @pytest.mark.parametrize("case", cases("06_mae_normpix_true"), indirect=True)
