@@ -204,7 +204,7 @@ def kind_of(names: Iterable[str], form: str, path: Path) -> str:
     if other:
         raise UserError(f"{path} holds {other}, not {asked}: it cannot be converted")
     begin = ", ".join(names[:3]) or "nothing"
-    raise UserError(f"{path} holds no {asked.removeprefix('a ')}: it begins with {begin}")
+    raise UserError(f"{path} holds no encoder of {form}, which is {asked}: its names begin with {begin}")
 
 
 def refuse_look_alikes(content: Mapping[str, Any], form: str, path: Path) -> None:

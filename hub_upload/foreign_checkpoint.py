@@ -55,7 +55,10 @@ def open_checkpoint(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[ForeignC
         yield read_folder(path, max_bytes)
     elif is_archive(path):
         with unpacked(path, max_bytes) as folder:
-            inside = read_folder(single_checkpoint(folder, path), max_bytes)
+            try:
+                inside = read_folder(single_checkpoint(folder, path), max_bytes)
+            except UserError as error:  # the user knows nothing of the temporary folder
+                raise UserError(str(error).replace(str(folder), str(path))) from error
             yield ForeignCheckpoint(inside.content, (path,), inside.config)
     else:
         yield ForeignCheckpoint(read_file(path, max_bytes), (path,))
@@ -102,6 +105,8 @@ def read_file(path: Path, max_bytes: int) -> dict[str, Any]:
             content = load_file(path)
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged, or was not copied whole: fetch it again") from error
+    elif start == b"version h":
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`")
     else:
         raise UserError(f"{path} is no checkpoint: neither torch nor safetensors writes files that begin so")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -29,7 +29,7 @@ def convert(*, form: str, files: list[Path], out: Path, max_gb: float, dry_run: 
     conversion = converted(form, files, ConversionOptions(**options, max_bytes=int(max_gb * 1e9)))
     for source in conversion.report["sources"]:
         print("\n".join(lines_of(source)))
-    print(f"{'pixels':<12}{pixels_line(conversion)}")
+    print(f"{'input':<12}{input_line(conversion)}")
     if dry_run:
         print(f"{'release':<12}nothing was written")
         return 0
@@ -70,13 +70,16 @@ def inferred(architecture: dict[str, Any]) -> list[str]:
     ]
 
 
-def pixels_line(conversion: Conversion) -> str:
-    """How tiles become the model's input."""
+def input_line(conversion: Conversion) -> str:
+    """What the model takes."""
     report = conversion.report
     mpp = "unknown resolution (state it by --mpp)" if report["mpp"] is None else f"{report['mpp']} mpp"
-    return (
-        f"tiles of {report['tile_size']} px at {mpp}, statistics {report['statistics']}, pooling {report['pooling']}"
-    )
+    tiles = f"tiles of {report['tile_size']} px at {mpp}, statistics {report['statistics']}"
+    if conversion.kind == "region":
+        return f"grids of class tokens of {conversion.model.config.input_size} numbers, of {tiles}"
+    if conversion.kind == "mae":
+        return f"{tiles}; it hides patches, always: for training, not for features"
+    return f"{tiles}, pooling {report['pooling']}"
 
 
 def shortened(names: list[str]) -> str:

@@ -115,7 +115,7 @@ def changed(**tensors: torch.Tensor | None) -> dict:
 def test_a_checkpoint_within_itself_ends():
     endless: dict = {}
     endless["model"] = endless
-    with pytest.raises(UserError, match="holds no ViT"):
+    with pytest.raises(UserError, match="holds no encoder of mae, which is a ViT: its names begin with model"):
         take_network(endless, "mae", FILE)
 
 
@@ -131,7 +131,11 @@ def test_a_checkpoint_within_itself_ends():
         ("ibot", RESNET, "holds a ResNet, not a ViT: convert it as dino, simclr, moco or byol"),
         ("mae-full", LAYOUTS["mae"], "holds a ViT, not an MAE with its decoder"),
         ("vit", {"layers.0.blocks.0.attn.relative_position_bias_table": torch.ones(1)}, "holds a Swin or BEiT"),
-        ("dino", {"weight": torch.ones(1)}, "holds no ViT or a ResNet: it begins with weight"),
+        (
+            "dino",
+            {"weight": torch.ones(1)},
+            "holds no encoder of dino, which is a ViT or a ResNet: its names begin with weight",
+        ),
         (
             "dino",
             changed(blocks__1__mlp__fc1__weight=None),

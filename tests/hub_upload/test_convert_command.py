@@ -56,7 +56,7 @@ def test_it_says_what_was_taken_and_left_out_and_writes_the_same(tmp_path):
     assert "projection head (8)" in finished.stdout and "student network (38)" in finished.stdout
     assert "heads 6 (--num-heads)" in lines["inferred"]
     assert "14 x 14 positions, interpolated to 16 x 16 by DINO's rule, for 256 px" in lines["inferred"]
-    assert lines["pixels"] == "tiles of 256 px at 0.5 mpp, statistics half, pooling cls"
+    assert lines["input"] == "tiles of 256 px at 0.5 mpp, statistics half, pooling cls"
     report = json.loads((out / "conversion.json").read_text())
     source = report["sources"][0]
     assert (report["format"], report["mpp"], source["network"], source["used"]) == ("hipt", 0.5, "teacher", 30)
@@ -72,6 +72,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path):
     file = saved(level("vit4k."), tmp_path / "vit4k.pth")
     finished = run_convert("slpd", file, "--out", tmp_path / "release", "--dry-run")
     assert finished.returncode == 0 and "nothing was written" in finished.stdout and "42 tensors" in finished.stdout
+    assert "grids of class tokens of 48 numbers, of tiles of 256 px" in finished.stdout
     assert list(tmp_path.iterdir()) == [file]
 
 

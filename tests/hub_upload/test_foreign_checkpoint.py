@@ -182,6 +182,14 @@ def test_what_other_libraries_have_allowed_is_not_allowed_here(tmp_path):
         assert set(get_safe_globals()) == before
 
 
+def test_what_lies_in_an_archive_is_trusted_no_more(tmp_path):
+    marker = tmp_path / "marker"
+    inside = saved({"model": Runs(os.system, f"touch {marker}")}, tmp_path / "c.pth").read_bytes()
+    file = zip_of(tmp_path / "drive.zip", {"drive/c.pth": inside})
+    assert_is_refused(file, f"{file}/drive/c.pth holds posix.system")
+    assert not marker.exists()
+
+
 # What does not escape.
 
 
@@ -246,6 +254,8 @@ def test_other_damage_is_named(tmp_path):
     assert_is_refused(tmp_path / "c.safetensors", "fetch it again")
     (tmp_path / "page.pth").write_text("<!DOCTYPE html> quota exceeded")
     assert_is_refused(tmp_path / "page.pth", "is no checkpoint")
+    (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert_is_refused(tmp_path / "lfs.pth", "git lfs pull")
     (tmp_path / "empty.pth").write_bytes(b"")
     assert_is_refused(tmp_path / "empty.pth", "is no checkpoint")
     assert_is_refused(saved([1, 2], tmp_path / "list.pth"), "a list")
