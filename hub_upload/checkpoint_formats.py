@@ -84,7 +84,6 @@ BESIDE_THE_WEIGHTS = {  # entries of checkpoints that hold no network
     "fp16_scaler": "gradient scaler",
     "dino_loss": "centres of the loss",
     "ibot_loss": "centres of the loss",
-    "loss_proto": "centres of the loss",
     "args": "settings of the run",
     "hparams": "settings of the run",
     "arch": "settings of the run",

@@ -69,6 +69,26 @@ def take_network(content: Mapping[str, Any], form: str, path: Path, student: boo
         raise UserError(f"a checkpoint of {form} holds one network: leave out --student")
     refuse_look_alikes(content, form, path)
     chosen = networks[student] if networks else Network("encoder")
+    opened, content, account = open_entries(content, networks, chosen, path)
+    flat = without_parallel_prefixes(content, path)
+    prefix = next((each for each in chosen.prefixes if any(key.startswith(each) for key in flat)), "")
+    alone = opened != chosen.entry if chosen.entry else not prefix
+    if student and alone:
+        raise UserError(f"{path} holds no {chosen.name}: leave out --student")
+    inner = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+    others = {key: value for key, value in flat.items() if not key.startswith(prefix)}
+    name = "the only network of the file" if alone and len(networks) > 1 else chosen.name
+    taken = TakenNetwork(name, kind_of(inner, form, path), inner, others, **account)
+    for network in networks:
+        if network is not chosen and network.prefixes and not network.entry:
+            leave_out(taken.others, network.prefixes, f"{network.name} network", taken.left_out)
+    return taken
+
+
+def open_entries(
+    content: Mapping[str, Any], networks: tuple[Network, ...], chosen: Network, path: Path
+) -> tuple[str | None, Mapping[str, Any], dict[str, Any]]:
+    """The entry in which the weights of `chosen` lie (None for no entry), the weights, and what became of other entries."""
     left_out: Counter[str] = Counter()
     unexpected: list[str] = []
     settings: dict[str, Any] = {}
@@ -86,19 +106,9 @@ def take_network(content: Mapping[str, Any], form: str, path: Path, student: boo
                 if group == "settings of the run":
                     settings |= vars(value) if isinstance(value, Namespace) else {other: value}
         content, opened = content[entry], entry
-    flat = without_parallel_prefixes(content, path)
-    prefix = next((each for each in chosen.prefixes if any(key.startswith(each) for key in flat)), "")
-    alone = opened != chosen.entry if chosen.entry else not prefix
-    if student and alone:
-        raise UserError(f"{path} holds no {chosen.name}: leave out --student")
-    inner = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
-    others = {key: value for key, value in flat.items() if not key.startswith(prefix)}
-    name = "the only network of the file" if alone and len(networks) > 1 else chosen.name
-    taken = TakenNetwork(name, kind_of(inner, form, path), inner, others, left_out, unexpected, settings)
-    for network in networks:
-        if network is not chosen and network.prefixes and not network.entry:
-            leave_out(taken.others, network.prefixes, f"{network.name} network", taken.left_out)
-    return taken
+        if not all(isinstance(key, str) for key in content):
+            raise UserError(f"{path} holds no weights by their names in {entry}: it cannot be converted")
+    return opened, content, {"left_out": left_out, "unexpected": unexpected, "settings": settings}
 
 
 def keep(taken: TakenNetwork, expected: Iterable[str], form: str, path: Path) -> Tensors:
@@ -109,11 +119,10 @@ def keep(taken: TakenNetwork, expected: Iterable[str], form: str, path: Path) ->
     expected = list(expected)
     missing = [key for key in expected if key not in taken.tensors]
     if missing:
-        pooled = (
-            ": it pools by the mean of its patches" if any(key.startswith("fc_norm") for key in taken.tensors) else ""
-        )
+        pooled = any(key.startswith("fc_norm") for key in taken.tensors)
         raise UserError(
-            f"{path} lacks {len(missing)} of {len(expected)} tensors of {KINDS[taken.kind][1]}, as {missing[0]}{pooled}"
+            f"{path} lacks {len(missing)} of {len(expected)} tensors of {KINDS[taken.kind][1]}: {', '.join(missing[:3])}"
+            f"{' ...' * (len(missing) > 3)}{'; it pools by the mean of its patches' * pooled}"
         )
     rest = {key: value for key, value in taken.tensors.items() if key not in set(expected)}
     for start, group in FORMATS[form].left_out:

@@ -1,5 +1,8 @@
 """Archives of checkpoints, as they are downloaded from shared drives: unpacked where they can do no harm."""
 
+import bz2
+import gzip
+import lzma
 import shutil
 import stat
 import tarfile
@@ -7,7 +10,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO
@@ -17,6 +19,7 @@ from hf_pathology.hub_upload.foreign_pickle import require_size
 
 
 MAX_MEMBERS = 10_000
+MAX_HEADER = 2**20  # bytes of a member's name and attributes
 LEGACY_MEMBERS = {"storages", "tensors", "pickle"}  # what torch wrote into tar files before version 0.1.10
 
 
@@ -30,7 +33,7 @@ def unpacked(path: Path, max_bytes: int) -> Iterator[Path]:
     with TemporaryDirectory(prefix="hf_pathology_") as folder:
         try:
             unpack(path, Path(folder), max_bytes)
-        except (zipfile.BadZipFile, tarfile.TarError, LZMAError, zlib.error, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
             raise UserError(f"{path} is damaged, or cannot be unpacked: fetch it again ({error})") from error
         except (RuntimeError, NotImplementedError) as error:  # what zipfile says of passwords and rare compressions
             raise UserError(f"{path} cannot be unpacked: unpack it yourself, and pass the checkpoint") from error
@@ -66,7 +69,7 @@ def zip_members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
 
 def tar_members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     """Name, size and content of the files in a tar, compressed or not."""
-    with tarfile.open(path) as archive:
+    with open_stream(path) as stream, tarfile.open(fileobj=BoundedReads(stream), mode="r:") as archive:
         for member in archive:
             if not member.isfile() and not member.isdir():
                 raise UserError(f"{path} holds {member.name}, which is a link or no file: it is not unpacked")
@@ -79,6 +82,26 @@ def tar_members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
             if member.isfile():
                 with archive.extractfile(member) as content:
                     yield member.name, member.size, content
+
+
+def open_stream(path: Path) -> IO[bytes]:
+    """The bytes of a file, decompressed where it is compressed."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    return next((opener for magic, opener in openers.items() if start.startswith(magic)), open)(path, "rb")
+
+
+class BoundedReads:
+    """A stream of which `tarfile` reads a header at once only if it is small; contents are read in small parts anyway."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.seek, self.tell, self.stream = stream.seek, stream.tell, stream
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self.stream.read(size)
 
 
 def require_plain_name(path: Path, name: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -230,6 +231,16 @@ def test_sizes_are_counted_before_anything_is_read(tmp_path):
     assert_is_refused(bomb, "0.01 GB", "pass --max-gb", max_bytes=10**6)
     bomb = tar_of(tmp_path / "bomb.tar.gz", {"c.pth": bytes(10**7)})
     assert_is_refused(bomb, "pass --max-gb", max_bytes=10**6)
+
+
+def test_an_archive_whose_header_is_a_bomb_is_refused(tmp_path):
+    file = tmp_path / "bomb.tar.gz"
+    with tarfile.open(file, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("c.pth"))
+        bomb = tarfile.TarInfo("d.pth")
+        bomb.pax_headers = {"comment": "x" * 2**21}
+        archive.addfile(bomb)
+    assert_is_refused(file, "a header of 2097")
 
 
 def test_a_zip_that_gives_more_than_it_holds_is_none_of_torchs(tmp_path):
