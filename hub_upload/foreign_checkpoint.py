@@ -116,9 +116,9 @@ def read_file(path: Path, max_bytes: int) -> dict[str, Any]:
 
 def is_archive(path: Path) -> bool:
     """Whether the file `path` is an archive of files, and not torch's own zip."""
-    if not zipfile.is_zipfile(path):
-        return tarfile.is_tarfile(path)
     try:
+        if not zipfile.is_zipfile(path):
+            return tarfile.is_tarfile(path)
         with zipfile.ZipFile(path) as archive:
             return not any(name.endswith("data.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError):  # `read_file` says that it is damaged

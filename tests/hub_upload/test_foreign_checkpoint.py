@@ -1,10 +1,14 @@
 """Foreign files are read, and never trusted: what they ask for is not run, and what they name stays where it is."""
 
+import bz2
 import collections
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
+import random
 import struct
 import tarfile
 import zipfile
@@ -257,6 +261,39 @@ def test_a_file_that_was_not_copied_whole_is_named(tmp_path, share, legacy):
     whole = saved({"model": {"norm.weight": torch.randn(1000)}}, tmp_path / "c.pth", legacy=legacy).read_bytes()
     (tmp_path / "c.pth").write_bytes(whole[: int(len(whole) * share)])
     assert_is_refused(tmp_path / "c.pth", "fetch it again")
+
+
+@pytest.mark.parametrize("name", ["c.pth", "legacy.pth", "c.safetensors", "c.tar.gz", "c.zip"])
+def test_bytes_that_were_overwritten_end_in_one_line_or_in_other_weights(tmp_path, name):
+    file = tmp_path / name
+    whole = saved(dino_checkpoint(WEIGHTS), tmp_path / "whole.pth", legacy=name == "legacy.pth").read_bytes()
+    file.write_bytes(whole)
+    if name == "c.safetensors":
+        save_file(WEIGHTS, file)
+    if name in ("c.tar.gz", "c.zip"):
+        (zip_of if name == "c.zip" else tar_of)(file, {"folder/c.pth": whole})
+    whole, draw, refused = file.read_bytes(), random.Random(0), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in draw.sample(range(len(whole)), k=draw.choice([1, 3, 30])):
+            damaged[place] = draw.randrange(256)
+        file.write_bytes(damaged)
+        try:
+            assert isinstance(content_of(file), dict)
+        except UserError as error:
+            assert "\n" not in str(error) and str(file) in str(error)
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("compression", [gzip, bz2, lzma], ids=["gz", "bz2", "xz"])
+def test_compressed_tars_of_any_size_are_unpacked(tmp_path, compression):
+    weights = {"norm.weight": torch.arange(400_000, dtype=torch.float32)}
+    with tarfile.open(tmp_path / "c.tar", "w") as archive:
+        archive.add(saved(weights, tmp_path / "c.pth"), "drive/c.pth")
+    file = tmp_path / "drive.archive"
+    file.write_bytes(compression.compress((tmp_path / "c.tar").read_bytes()))
+    assert torch.equal(content_of(file)["norm.weight"], weights["norm.weight"])
 
 
 def test_other_damage_is_named(tmp_path):
