@@ -13,7 +13,7 @@ from hf_pathology.hub_upload.checkpoint_formats import FORMATS, STATISTICS, form
 from hf_pathology.hub_upload.checkpoint_keys import KINDS, TakenNetwork, Tensors, keep, take_network
 from hf_pathology.hub_upload.conversion_notes import mae_notes, region_notes, resnet_notes, table_note, vit_notes
 from hf_pathology.hub_upload.foreign_checkpoint import MAX_BYTES, ForeignCheckpoint, open_checkpoint
-from hf_pathology.hub_upload.hub_vit import hub_config, hub_keys, hub_weights
+from hf_pathology.hub_upload.hub_vit import hub_config, hub_keys, hub_weights, require_vit
 from hf_pathology.hub_upload.original_hipt import hierarchy_of, region_keys, whole_region_encoder
 from hf_pathology.hub_upload.original_mae import mae_config, mae_keys, whole_mae
 from hf_pathology.hub_upload.original_resnet import resnet_keys, whole_resnet
@@ -124,6 +124,7 @@ def convert(form: str, files: Sequence[Path], options: ConversionOptions) -> Con
 def convert_file(form: str, file: Path, options: ConversionOptions) -> Part:
     """The model in one checkpoint, with the account of what was taken and what was not."""
     with open_checkpoint(file, options.max_bytes) as checkpoint:
+        require_vit(checkpoint.config, file)
         taken = take_network(checkpoint.content, form, file, options.student)
         tensors = keep(taken, KEYS[taken.kind](taken.tensors), form, file)
         try:

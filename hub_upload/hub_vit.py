@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import ViTConfig
+from transformers.activations import ACT2FN
 
 from hf_pathology.errors import UserError
 from hf_pathology.hub_upload.original_vit import LAYER_NORM_EPS, heads_of, table_edge
@@ -69,14 +71,21 @@ def hub_weights(tensors: Tensors) -> Tensors:
     return {hub_name(key): tensor for key, tensor in tensors.items()}
 
 
+def require_vit(stated: dict[str, Any] | None, path: Path) -> None:
+    """Raises UserError when the `config.json` of the folder `path` is that of another type than a ViT."""
+    model_type = (stated or {}).get("model_type", "vit")
+    if model_type not in ("vit", "vit_mae"):
+        raise UserError(
+            f"{path} is a {model_type} by its config.json: only a vit is converted, others load as they are"
+        )
+
+
 def hub_config(weights: Tensors, stated: dict[str, Any] | None, num_heads: int | None) -> ViTConfig:
     """The configuration of a ViT, as its `weights` imply it, and for the rest as a `config.json` has `stated` it.
 
-    Raises UserError when that is of another type, or no ViT has these shapes.
+    Raises UserError when no ViT has these shapes.
     """
     stated = stated or {}
-    if stated.get("model_type", "vit") not in ("vit", "vit_mae"):
-        raise UserError(f"config.json says {stated['model_type']!r}: only a vit is converted, others load as they are")
     kernel = weights["embeddings.patch_embeddings.projection.weight"]
     if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
         raise UserError(f"the patch embedding is of {tuple(kernel.shape)}: patches of a ViT are square")
@@ -84,6 +93,11 @@ def hub_config(weights: Tensors, stated: dict[str, Any] | None, num_heads: int |
     heads = num_heads or stated.get("num_attention_heads") or heads_of(width)
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise UserError(f"{heads} heads do not divide the width of {width}: pass another --num-heads")
+    eps, activation = stated.get("layer_norm_eps", LAYER_NORM_EPS), stated.get("hidden_act", "gelu")
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise UserError(f"config.json says {eps!r} as layer_norm_eps: it is a small number")
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise UserError(f"config.json says {activation!r} as hidden_act: transformers has no such activation")
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=depth_of(weights),
@@ -93,6 +107,6 @@ def hub_config(weights: Tensors, stated: dict[str, Any] | None, num_heads: int |
         patch_size=patch_size,
         num_channels=channels,
         qkv_bias=f"{LAYER}.0.attention.q_proj.bias" in weights,
-        layer_norm_eps=stated.get("layer_norm_eps", LAYER_NORM_EPS),
-        hidden_act=stated.get("hidden_act", "gelu"),
+        layer_norm_eps=eps,
+        hidden_act=activation,
     )

@@ -208,15 +208,25 @@ def test_another_image_size_is_baked_as_transformers_interpolates(tmp_path):
     assert_close(tokens, model(pixels, interpolate_pos_encoding=True).last_hidden_state)
 
 
-def test_a_config_of_another_type_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"model_type": "dinov2"}, "is a dinov2 by its config.json: only a vit is converted, others load as they are"),
+        ({"num_attention_heads": 5}, "5 heads do not divide the width of 48"),
+        ({"num_attention_heads": "many"}, "many heads do not divide the width of 48"),
+        ({"layer_norm_eps": "small"}, "says 'small' as layer_norm_eps"),
+        ({"hidden_act": "os.system"}, "says 'os.system' as hidden_act"),
+    ],
+)
+def test_a_config_that_fits_no_vit_is_told_in_one_line(tmp_path, stated, message):
     small_vit(add_pooling_layer=False).save_pretrained(tmp_path / "vit")
     config = json.loads((tmp_path / "vit" / "config.json").read_text())
-    (tmp_path / "vit" / "config.json").write_text(json.dumps({**config, "model_type": "deit"}))
+    (tmp_path / "vit" / "config.json").write_text(json.dumps({**config, **stated}))
     refused = run_convert("vit", tmp_path / "vit", "--out", tmp_path / "release")
-    assert refused.returncode == 1 and "config.json says 'deit'" in refused.stderr
+    assert refused.returncode == 1 and message in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
 
 
-def test_a_file_of_weights_in_two_layouts_is_incomplete(tmp_path):
+def test_an_incomplete_file_is_refused_and_nothing_is_left_behind(tmp_path):
     weights = {name: tensor.contiguous() for name, tensor in small_vit(add_pooling_layer=False).state_dict().items()}
     save_file(
         {name: tensor for name, tensor in weights.items() if "layers.1.mlp" not in name}, tmp_path / "c.safetensors"
