@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import DatasetCardData, ModelCardData
@@ -14,6 +14,10 @@ from hf_pathology.slides.grid import TileGrid
 from hf_pathology.tiles.shard_manifest import Manifest
 from hf_pathology.training.log import read_log
 from hf_pathology.version import __version__
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def encoder_card(
@@ -119,6 +123,48 @@ def hipt_card(
         steps=training.steps,
         last=records[-1] if records else {},
         hours=sum(record["seconds"] for record in records) / 3600,
+        version=__version__,
+    )
+
+
+def converted_card(
+    *,
+    format: str,
+    model: "PreTrainedModel",
+    conversion: dict[str, Any],
+    width: int,
+    pooling: str,
+    mpp: float | None,
+    tile_size: int,
+) -> str:
+    """The card of an encoder that was converted from a published checkpoint, Markdown with its metadata.
+
+    Args:
+        format: of the checkpoint, one of `checkpoint_formats.FORMATS`.
+        model: that is released.
+        conversion: the account of it, the content of `conversion.json`.
+        width: of its features.
+        pooling: how its output becomes one vector.
+        mpp: microns per pixel of its tiles.
+        tile_size: their edge in pixels.
+    """
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["pathology", "whole-slide-image", "self-supervised", format],
+        mpp=mpp,
+        tile_size=tile_size,
+    )
+    return filled(
+        "converted.md.j2",
+        metadata=data.to_yaml(),
+        format=format,
+        conversion=conversion,
+        weights=sum(parameter.numel() for parameter in model.parameters()),
+        width=width,
+        pooling=pooling,
+        mpp="an unknown resolution" if mpp is None else f"{mpp} microns per pixel",
+        tile_size=tile_size,
         version=__version__,
     )
 

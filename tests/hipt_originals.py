@@ -1,8 +1,10 @@
 """The original HIPT's weights in our model."""
 
 import torch
-from originals import vit_config, vit_weights
+from originals import vit_config
 
+from hf_pathology.hub_upload.original_hipt import region_weights
+from hf_pathology.hub_upload.original_vit import vit_weights
 from hf_pathology.modeling.configuration_hipt import HiptConfig, HiptRegionConfig
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
 from hf_pathology.modeling.position import dino_position_table
@@ -18,16 +20,6 @@ def region_config(arguments: dict) -> HiptRegionConfig:
         grid_size=arguments["img_size"][0] // 16,
         dino_interpolation=True,
     )
-
-
-def region_weights(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The weights of an original ViT-4K under our names."""
-    rest = {name: weight for name, weight in state.items() if not name.startswith(f"{prefix}phi.0.")}
-    weights = {f"vit.{name}": weight for name, weight in vit_weights(rest, prefix).items()}
-    projection = "vit.embeddings.patch_embeddings.projection.0"
-    weights[f"{projection}.weight"] = state[f"{prefix}phi.0.weight"][:, :, None, None]
-    weights[f"{projection}.bias"] = state[f"{prefix}phi.0.bias"]
-    return weights
 
 
 def region_model(state: dict[str, torch.Tensor], arguments: dict, prefix: str = "vit4k.") -> HiptRegionModel:

@@ -1,4 +1,4 @@
-"""The numbers of the original codes, and what their weights are called here.
+"""The numbers of the original codes, and what their heads' weights are called here.
 
 A case is one file of tensors: a small one in `tests/fixtures`, which is always there, or the whole one in the folder of
 golden tensors. `@pytest.mark.parametrize("case", cases(...), indirect=True)` runs a test on both.
@@ -57,44 +57,6 @@ def vit_config(arguments: dict) -> ViTConfig:
         intermediate_size=arguments["mlp_ratio"] * arguments["embed_dim"],
         layer_norm_eps=arguments.get("norm_eps", 1e-6),
     )
-
-
-def vit_weights(state: dict[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
-    """The weights of an original ViT, the keys that start with `prefix`, under transformers' names."""
-    weights = {}
-    for key, tensor in state.items():
-        if not key.startswith(prefix):
-            continue
-        names = vit_names(key.removeprefix(prefix))
-        for name, part in zip(names, tensor.chunk(len(names))):
-            weights[name] = part[None] if name == "embeddings.mask_token" else part
-    return weights
-
-
-def vit_names(key: str) -> list[str]:
-    """What transformers calls the original parameter `key`: three names where it fuses query, key and value."""
-    outside = {
-        "cls_token": "embeddings.cls_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "masked_embed": "embeddings.mask_token",
-        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-        "norm.weight": "layernorm.weight",
-        "norm.bias": "layernorm.bias",
-    }
-    if key in outside:
-        return [outside[key]]
-    _, layer, rest = key.split(".", 2)
-    module, kind = rest.rsplit(".", 1)
-    inside = {
-        "norm1": ["layernorm_before"],
-        "attn.qkv": ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
-        "attn.proj": ["attention.o_proj"],
-        "norm2": ["layernorm_after"],
-        "mlp.fc1": ["mlp.fc1"],
-        "mlp.fc2": ["mlp.fc2"],
-    }
-    return [f"layers.{layer}.{name}.{kind}" for name in inside[module]]
 
 
 def head_options(arguments: dict) -> dict:

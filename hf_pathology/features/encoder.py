@@ -131,6 +131,10 @@ def load_encoder(
     preset = preset_of(name)
     try:
         config = AutoConfig.from_pretrained(name, **options)
+        if config.model_type == "vit_mae":  # which would hide patches at random here, too
+            raise UserError(
+                f"{name} hides patches by itself, always: convert its encoder, `hf-pathology convert vit {name}`"
+            )
         use = stated_use(name, config, preset, options)
         if attention:
             options["attn_implementation"] = attention

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from originals import FIXTURES, Case, cases, head_options, head_weights, read_case, vit_config, vit_weights
+from originals import FIXTURES, Case, cases, head_options, head_weights, read_case, vit_config
 from torch import nn
 from torch.testing import assert_close
 from transformers import ViTModel
 
+from hf_pathology.hub_upload.original_vit import vit_weights
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.modeling.position import dino_position_table, use_dino_interpolation

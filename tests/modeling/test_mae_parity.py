@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from originals import Case, cases, read_case, vit_config, vit_names
+from originals import Case, cases, read_case, vit_config
 from torch.testing import assert_close
 
+from hf_pathology.hub_upload.original_mae import mae_names, mae_weights
 from hf_pathology.modeling.configuration_mae import MaeConfig
 from hf_pathology.modeling.mae_start import sincos_table
 from hf_pathology.modeling.modeling_mae import MaeForPreTraining, hidden_count
@@ -41,21 +42,8 @@ def new_mae(case: Case) -> MaeForPreTraining:
 def original_mae(case: Case) -> MaeForPreTraining:
     """Our model with the weights of an original one."""
     model = new_mae(case)
-    weights = {}
-    for key, tensor in case.state.items():
-        names = mae_names(key)
-        weights |= dict(zip(names, tensor.chunk(len(names))))
-    model.autoencoder.load_state_dict(weights)
+    model.autoencoder.load_state_dict(mae_weights(case.state))
     return model
-
-
-def mae_names(key: str) -> list[str]:
-    """What transformers calls the original parameter `key`: three names where it fuses query, key and value."""
-    if key.startswith("decoder_blocks."):
-        return [f"decoder.decoder_{name}" for name in vit_names(key.removeprefix("decoder_"))]
-    if key.startswith(("decoder_", "mask_token")):
-        return [f"decoder.{key}"]
-    return [f"vit.{name}" for name in vit_names(key)]
 
 
 def inputs_of(case: Case) -> dict[str, torch.Tensor]:

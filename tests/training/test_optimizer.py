@@ -4,12 +4,13 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from originals import cases, head_options, vit_config, vit_names
+from originals import cases, head_options, vit_config
 from torch import nn
 from torch.testing import assert_close
 from transformers import ViTModel
 
 from hf_pathology.errors import UserError
+from hf_pathology.hub_upload.original_vit import vit_names
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.modeling.projection_head import ProjectionHead
