@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_heads import heatmap, predict, train_mil
+from .cli_hub import release
 from .cli_options import Cohort, Out
 from .cli_slides import doctor, embed, regions, shard, tile
 from .errors import UserError
@@ -46,6 +47,7 @@ for _name, _verb in {
     "train-mil": train_mil,
     "predict": predict,
     "heatmap": heatmap,
+    "release": release,
 }.items():
     app.command(_name)(_verb)
 
