@@ -45,10 +45,13 @@ def release(
     """Check a model or dataset, say exactly what would go to the Hub, and with --push send it."""
     if sys.stderr.isatty():
         os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # an upload may take an hour
-    from .commands.release import release as run
-    from .hub_upload.release import Target
+    from .hub_upload.hub import Target, check_login
 
     target = Target(repo_id, private=private, gated=gated, tag=tag, update=update)
+    if push:
+        check_login()
+    from .commands.release import release as run  # loads torch: mistakes are told before
+
     raise typer.Exit(
         run(
             directory=directory,

@@ -41,4 +41,4 @@ def remedy_of(reason: str) -> str:
     """The reason, with what to do where that is known."""
     if "trust_remote_code" in reason:
         return "it comes with code that is not this package's: look at the code, and pass --trust-remote-code"
-    return reason
+    return reason[:400]

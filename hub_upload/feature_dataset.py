@@ -19,8 +19,9 @@ FILE_BYTES = 500_000_000  # of a Parquet file, about
 
 
 def holds_features(folder: Path) -> bool:
-    """Whether `embed` wrote the folder."""
-    return folder.is_dir() and any(folder.rglob("*.features.safetensors"))
+    """Whether `embed` wrote the folder: features lie in it, or under it beside the record of the run."""
+    lies_in = any(folder.glob("*.features.safetensors"))
+    return lies_in or ((folder / "report.json").is_file() and any(folder.rglob("*.features.safetensors")))
 
 
 @contextmanager

@@ -155,12 +155,13 @@ def compare(found: dict[str, Any], stated: dict[str, Any]) -> str:
         raise ValueError(f"the weights are not those of the fingerprint: {', '.join(dict.fromkeys(changed))}")
     if found["features"].keys() != stated["features"].keys():
         raise ValueError(f"the model gives {', '.join(found['features'])}, not {', '.join(stated['features'])}")
-    worst = 0.0
+    apart = []
     for name, feature in stated["features"].items():
         values = [np.array(each["values"], np.float64) for each in (found["features"][name], feature)]
         if values[0].shape != values[1].shape:
             raise ValueError(f"{name} has {len(values[0])} numbers, not {len(values[1])}")
-        worst = max(worst, deviation(*values))
+        apart.append(deviation(*values))
+    worst = float(np.max(apart))  # NaN where one is
     if not worst <= stated["tolerance"]:
         raise ValueError(f"the features differ by {worst:.2g} of their length, more than {stated['tolerance']:g}")
     if all(found["features"][name]["sha256"] == feature["sha256"] for name, feature in stated["features"].items()):

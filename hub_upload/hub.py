@@ -24,6 +24,32 @@ OF_THE_HUB = {".gitattributes"}  # what a new repository has
 
 
 @dataclass(frozen=True)
+class Target:
+    """Where a release goes.
+
+    Attributes:
+        repo_id: OWNER/NAME.
+        private: None for a new repository that is private, or one that stays as it is.
+        gated: "auto", "manual" or "no"; None leaves it as it is.
+        tag: of the commit.
+        update: whether the repository may hold something already.
+    """
+
+    repo_id: str
+    private: bool | None = None
+    gated: str | None = None
+    tag: str | None = None
+    update: bool = False
+
+    def __post_init__(self) -> None:
+        check_repo_id(self.repo_id)
+        if self.gated not in (None, "auto", "manual", "no"):
+            raise UserError(f"gated is {self.gated!r}: it is auto, manual or no")
+        if self.tag is not None and (not self.tag.strip() or set(self.tag) & set(" ~^:?*[\\") or ".." in self.tag):
+            raise UserError(f"{self.tag!r} cannot be a tag: choose a name such as v1.0")
+
+
+@dataclass(frozen=True)
 class Repository:
     """What is there at the time.
 
@@ -100,21 +126,20 @@ def change_settings(repo_id: str, kind: Kind, *, private: bool | None = None, ga
         HfApi().update_repo_settings(repo_id, repo_type=kind, private=private, gated=gate)
 
 
-def commit(repo_id: str, contents: Contents, parent: str | None, message: str) -> str:
-    """Sends everything in one commit on top of `parent`, and returns its hash.
+def commit(repo_id: str, contents: Contents, found: Repository, message: str) -> str:
+    """Sends everything in one commit on top of what was `found`, and returns its hash.
 
     Not `upload_folder`, which makes several commits where Xet is installed: what is visible would be half a release. Large files
     that arrived before are not sent again, by LFS as by Xet.
     """
     source = {file.path: file.source for file in contents.files}
-    stale = look_at(repo_id, contents.kind).stale(contents)
     operations = [
         CommitOperationAdd(path, data if isinstance(data, bytes) else str(data)) for path, data in source.items()
     ]
-    operations += [CommitOperationDelete(path) for path in stale]
+    operations += [CommitOperationDelete(path) for path in found.stale(contents)]
     with one_line(repo_id, sending=True):
         done = HfApi().create_commit(
-            repo_id, operations, repo_type=contents.kind, commit_message=message, parent_commit=parent
+            repo_id, operations, repo_type=contents.kind, commit_message=message, parent_commit=found.head
         )
     return done.oid
 

@@ -1,6 +1,7 @@
 """A release: what goes up is checked, sent in one commit, tagged, and downloaded again to see that it is the same."""
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors.torch import load_file
 
 from hf_pathology.errors import UserError
 from hf_pathology.hub_upload import hub
@@ -15,36 +17,10 @@ from hf_pathology.hub_upload.card_check import check_card
 from hf_pathology.hub_upload.carried_code import foreign_code
 from hf_pathology.hub_upload.clean_process import verify_in_clean_process
 from hf_pathology.hub_upload.fingerprint import NAME as FINGERPRINT
-from hf_pathology.hub_upload.hub import Repository
+from hf_pathology.hub_upload.hub import Repository, Target
 from hf_pathology.hub_upload.identifiers import Finding, allow
 from hf_pathology.hub_upload.patient_data import search_file
 from hf_pathology.hub_upload.release_files import Contents
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a release goes.
-
-    Attributes:
-        repo_id: OWNER/NAME.
-        private: None for a new repository that is private, or one that stays as it is.
-        gated: "auto", "manual" or "no"; None leaves it as it is.
-        tag: of the commit.
-        update: whether the repository may hold something already.
-    """
-
-    repo_id: str
-    private: bool | None = None
-    gated: str | None = None
-    tag: str | None = None
-    update: bool = False
-
-    def __post_init__(self) -> None:
-        hub.check_repo_id(self.repo_id)
-        if self.gated not in (None, "auto", "manual", "no"):
-            raise UserError(f"gated is {self.gated!r}: it is auto, manual or no")
-        if self.tag is not None and (not self.tag.strip() or set(self.tag) & set(" ~^:?*[\\") or ".." in self.tag):
-            raise UserError(f"{self.tag!r} cannot be a tag: choose a name such as v1.0")
 
 
 @dataclass
@@ -88,6 +64,8 @@ def check_code(contents: Contents, trust_remote_code: bool) -> Check:
 
 def check_model(contents: Contents, trust_remote_code: bool) -> Check:
     """It loads whole where this package is not installed, has finite weights, and gives the features of its fingerprint."""
+    if "config.json" not in contents:
+        return check_adapter(contents)
     if FINGERPRINT not in contents:
         what = "there is none: write the release anew, or add it with `hf-pathology release DIR REPO_ID --write-fingerprint`"
         return Check("fingerprint", "", [Finding("error", FINGERPRINT, what)])
@@ -100,6 +78,21 @@ def check_model(contents: Contents, trust_remote_code: bool) -> Check:
             return Check("fingerprint", verify_in_clean_process(folder, trust_remote_code=trusts))
     except UserError as error:
         return Check("fingerprint", "", [Finding("error", FINGERPRINT, str(error).replace(f"{folder} ", "it "))])
+
+
+def check_adapter(contents: Contents) -> Check:
+    """An adapter gives what its base model makes of it: the base must be on the Hub, and the weights finite."""
+    with laid_out(contents) as folder:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        weights = [load_file(path) for path in folder.glob("*.safetensors")]
+    findings = []
+    if not base or Path(base).exists() or base.count("/") != 1:
+        what = "the adapter's base model is not on the Hub: release it first, and name it as base_model_name_or_path"
+        findings.append(Finding("error", "adapter_config.json", what, base or ""))
+    broken = [name for part in weights for name, weight in part.items() if not weight.isfinite().all()]
+    if broken:
+        findings.append(Finding("error", "adapter", f"it has weights that are not finite: {', '.join(broken[:5])}"))
+    return Check("adapter", f"of {base}, with finite weights; it has no fingerprint of its own", findings)
 
 
 def check_dataset(contents: Contents) -> Check:
@@ -152,12 +145,12 @@ def push(contents: Contents, target: Target, found: Repository, *, verify: bool,
     if not found.exists:
         hub.create(where, kind)
         say(f"made {where}, private")
+        found = hub.look_at(where, kind)
     hub.change_settings(where, kind, gated=target.gated)
-    parent = hub.look_at(where, kind).head if not found.exists else found.head
     size = sum(file.size for file in contents.files)
     say(f"sending {len(contents.files)} files, {size / 1e6:,.1f} MB")
     message = f"Release {target.tag}" if target.tag else "Release"
-    revision = hub.commit(where, contents, parent, message)
+    revision = hub.commit(where, contents, found, message)
     say(f"commit {revision}")
     if target.tag:
         hub.set_tag(where, kind, target.tag, revision)
@@ -190,6 +183,8 @@ def verify_pushed(contents: Contents, target: Target, revision: str) -> str:
             folder = Path(snapshot_download(target.repo_id, cache_dir=cache, **asked))
         for file in contents.files:
             compare(file.sha256, folder / file.path, file.path)
+        if "config.json" not in contents:  # an adapter
+            return f"downloaded again: {len(contents.files)} files, every byte the same"
         trusts = any(file.path.endswith(".py") for file in contents.files)
         agreement = verify_in_clean_process(folder, trust_remote_code=trusts)
     return f"downloaded again: {len(contents.files)} files, every byte the same; {agreement}"

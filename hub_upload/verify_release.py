@@ -68,7 +68,7 @@ def main() -> int:
             answer = verify(asked.folder, asked.trust_remote_code)
         answer["warnings"] = sorted({str(each.message).splitlines()[0] for each in told})
     except Exception as error:  # whatever foreign files and foreign code do, one line tells it
-        answer = {"error": " ".join((str(error) or repr(error)).split())[:400], "kind": type(error).__name__}
+        answer = {"error": " ".join((str(error) or repr(error)).split())[:2000], "kind": type(error).__name__}
     print(json.dumps(answer))
     return 1 if "error" in answer else 0
 

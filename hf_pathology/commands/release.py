@@ -7,8 +7,8 @@ from pathlib import Path
 from ..errors import UserError
 from ..hub_upload.export import write_fingerprint
 from ..hub_upload.feature_dataset import feature_dataset, holds_features
-from ..hub_upload.hub import Repository, check_login
-from ..hub_upload.release import Check, Target, check, plan, push
+from ..hub_upload.hub import Repository, Target, check_login
+from ..hub_upload.release import Check, check, plan, push
 from ..hub_upload.release_files import Contents, contents_of
 from ..hub_upload.training_record import training_record
 
@@ -30,14 +30,13 @@ def release(
     verify: bool,
 ) -> int:
     """Checks the release, and pushes it when that was asked for; returns the exit code."""
-    if push_it:
-        check_login()
     if fingerprint:
         write_missing_fingerprint(directory)
     more = training_record(directory) if with_training else {}
     with dataset_or_folder(directory, per) as folder:
         contents = contents_of(folder, target.repo_id, include, more)
         show_files(contents)
+        found = plan(contents, target) if push_it else None
         checks = check(contents, allowed=allowed, trust_remote_code=trust_remote_code)
         show_checks(checks)
         failed = [each.name for each in checks if each.fails]
@@ -45,10 +44,9 @@ def release(
             raise UserError(
                 f"nothing was sent: {', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}, see above"
             )
-        if not push_it:
+        if found is None:
             show_plan(contents, target)
             return 1 if failed else 0
-        found = plan(contents, target)
         show_stale(contents, found)
         revision = push(contents, target, found, verify=verify, say=print)
     place = f"datasets/{target.repo_id}" if contents.kind == "dataset" else target.repo_id
@@ -67,7 +65,7 @@ def write_missing_fingerprint(directory: Path) -> None:
 @contextmanager
 def dataset_or_folder(directory: Path, per: str) -> Iterator[Path]:
     """The folder to release: of features the dataset that is made of them, any other itself."""
-    if not holds_features(directory):
+    if (directory / "config.json").is_file() or not holds_features(directory):
         yield directory
         return
     with feature_dataset(directory, per) as made:
