@@ -63,7 +63,7 @@ RECORD = (
 )
 RULES: tuple[tuple[str, Severity, re.Pattern], ...] = (
     ("a token, which anybody could use", "error", re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16})\b")),
-    ("a path with the name of a user", "error", re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})[^/\\\s\"'`:;,]+")),
+    ("a path with the name of a user", "error", re.compile(r"(?:(?<![\w.])/home/|(?<![\w.])/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})[^/\\\s\"'`:;,]+")),
     ("what looks like an accession number", "error", re.compile(ACCESSION)),
     ("a number called a patient's", "error", re.compile(RECORD + r"[\"'`]?\s*[:=#]?\s*[\"'`]?(?=\S*\d{4})[A-Z0-9-]{5,}")),
     ("a date of birth", "error", re.compile(BIRTH + DAY)),

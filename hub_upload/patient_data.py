@@ -45,7 +45,7 @@ def search_file(file: str, source: Path | bytes) -> list[Finding]:
         source: where it lies, or its content.
     """
     name = Path(file).name
-    findings = [*search_text(file, file), *search_name(file, name)]
+    findings = search_text(file, file) or search_name(file, name)
     if isinstance(source, bytes):
         return unique([*findings, *search_text(file, source.decode("utf-8", errors="replace"))])
     if (seen := search_image(file, source)) is not None:
