@@ -153,8 +153,6 @@ def load_region_encoder(name: str, bag: SlideFeatures) -> HiptRegionModel:
 
 def save_head(head: PreTrainedModel, folder: str | Path) -> None:
     """Writes weights, configuration, code and fingerprint of `head`: it also loads where this package is not installed."""
-    type(head.config).register_for_auto_class()
-    type(head).register_for_auto_class("AutoModel")
     with atomic_directory(folder) as partial:
         head.save_pretrained(partial)
         write_fingerprint(partial)

@@ -208,15 +208,16 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, asked: dict) -> None:
         name = f"{asked.get('organization') or 'owner'}/{asked['name']}"
         kind = f"{asked.get('type') or 'model'}s"
+        url = f"{self.hub.address}/{'datasets/' if kind == 'datasets' else ''}{name}"
         if self.token is None:
             self.refuse(401, "", "Who?")
         elif self.token != TOKEN or name.split("/")[0] in self.hub.read_only:
             self.refuse(403, "", f"You don't have the rights to create a {kind[:-1]} under this namespace")
         elif (kind, name) in self.hub.repos:
-            self.answer({"error": "You already created this repo"}, 409)
+            self.answer({"error": "You already created this repo", "url": url}, 409)
         else:
             self.hub.create(kind, name, private=asked.get("visibility") == "private" or bool(asked.get("private")))
-            self.answer({"url": f"{self.hub.address}/{'datasets/' if kind == 'datasets' else ''}{name}"})
+            self.answer({"url": url})
 
     def api(self, repo: Repo | None, action: str, body: bytes) -> None:
         if repo is None:

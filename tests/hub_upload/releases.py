@@ -55,19 +55,23 @@ def run_python(
 
 
 COMMANDS = """
-import json, sys
+import json, os, sys
 from programs import run_command
 for words in json.loads(sys.argv[1]):
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        os.environ[name] = value
     ran = run_command(*words)
     print(json.dumps([ran.returncode, ran.stdout, ran.stderr]), file=sys.__stdout__, flush=True)
 """
 
 
-def run_commands(
-    hub: LoopbackHub, home: Path, *commands: list, token: str | None = TOKEN, **environment: str
-) -> list[Finished]:
-    """`hf-pathology` with the words of each command, one after the other in one process for which `hub` is the Hub."""
+def run_commands(hub: LoopbackHub, home: Path, *commands: list) -> list[Finished]:
+    """`hf-pathology` with the words of each command, one after the other in one process for which `hub` is the Hub.
+
+    A command may begin with words such as HF_TOKEN=..., which hold from there on.
+    """
     words = json.dumps([[str(word) for word in command] for command in commands])
-    ran = run_python(hub, home, "-c", COMMANDS, words, token=token, PYTHONPATH=TESTS, **environment)
+    ran = run_python(hub, home, "-c", COMMANDS, words, PYTHONPATH=TESTS)
     assert ran.returncode == 0, ran.stderr
     return [Finished(*json.loads(line)) for line in ran.stdout.splitlines()]
