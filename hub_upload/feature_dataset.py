@@ -56,10 +56,9 @@ def features_card(folder: Path, dataset: Dataset, per: Row) -> str:
         task_categories=["image-feature-extraction"],
         configs=[files],
     )
-    column = "valid"
-    rows = dataset.select_columns(column)[column]
+    rows = dataset.select_columns("valid")["valid"]
     return filled(
-        "features.md.j2",
+        "feature_dataset.md.j2",
         metadata=data.to_yaml(),
         tiles=len(dataset) if per == "tile" else sum(len(row) for row in rows),
         slides=len(keys),

@@ -99,10 +99,9 @@ def kind_of(folder: Path) -> Kind:
         return "model"
     if any((folder / "data").glob("*.parquet")) or any((folder / "data").glob("*.tar")):
         return "dataset"
-    if (folder / "encoder" / "config.json").is_file():
-        raise UserError(
-            f"{folder} is the folder of a run: pass {folder / 'encoder'}, with --with-training if you wish"
-        )
+    for part in ("encoder", "head", "merged"):
+        if (folder / part / "config.json").is_file():
+            raise UserError(f"{folder} is the folder of a run: pass {folder / part}")
     raise UserError(
         f"{folder} holds no config.json, no shards and no features: pass what a recipe, `shard`, `embed` or `train-mil` wrote"
     )

@@ -10,7 +10,7 @@ from ..hub_upload.feature_dataset import feature_dataset, holds_features
 from ..hub_upload.hub import Repository, Target, check_login
 from ..hub_upload.release import Check, check, plan, push
 from ..hub_upload.release_files import Contents, contents_of
-from ..hub_upload.training_record import training_record
+from ..hub_upload.run_files import files_of_run
 
 
 SHOWN = 20  # findings of a check that are printed
@@ -32,7 +32,7 @@ def release(
     """Checks the release, and pushes it when that was asked for; returns the exit code."""
     if fingerprint:
         write_missing_fingerprint(directory)
-    more = training_record(directory) if with_training else {}
+    more = files_of_run(directory) if with_training else {}
     with dataset_or_folder(directory, per) as folder:
         contents = contents_of(folder, target.repo_id, include, more)
         show_files(contents)

@@ -8,7 +8,7 @@ from hf_pathology.training.checkpoint import step_folders
 from hf_pathology.training.integrity import INDEX, damage
 
 
-def training_record(encoder: Path) -> dict[str, Path | bytes]:
+def files_of_run(encoder: Path) -> dict[str, Path | bytes]:
     """The files of the run whose release is `encoder`, by their path in a repository.
 
     Of the last checkpoint its weights and its index, which holds every option; what the optimizer and the random generators need is
