@@ -75,17 +75,17 @@ def test_a_damaged_checkpoint_is_not_released(tmp_path):
 @pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )  # peft asks by the old name
-def test_an_adapter_needs_a_base_on_the_hub_and_finite_weights(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # peft would ask the Hub for the base
+def test_an_adapter_needs_a_base_on_the_hub_and_finite_weights(tmp_path):
     adapted = get_peft_model(small_vit(), LoraConfig(target_modules=["q_proj"], r=2))
-    adapted.peft_config["default"].base_model_name_or_path = "org/base"
     adapted.save_pretrained(tmp_path / "good")
     (tmp_path / "good" / "README.md").write_text(CARD)
+    file = tmp_path / "good" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "base_model_name_or_path": "org/base"}))  # peft would ask the Hub for it
     contents = contents_of(tmp_path / "good", "org/name", [])
     assert check_model(contents, False) == check_adapter(contents) and not check_adapter(contents).fails
-    config = json.loads((tmp_path / "good" / "adapter_config.json").read_text())
     for base in ("run/lora/encoder", "", str(tmp_path)):
-        (tmp_path / "good" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        file.write_text(json.dumps({**config, "base_model_name_or_path": base}))
         (finding,) = check_adapter(contents).findings
         assert finding.severity == "error" and "base model is not on the Hub" in finding.what
     weights = load_file(tmp_path / "good" / "adapter_model.safetensors")
