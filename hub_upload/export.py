@@ -72,12 +72,12 @@ def write_release(
         write_fingerprint(folder)
 
 
-def write_fingerprint(folder: Path) -> None:
+def write_fingerprint(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Writes the fingerprint of the release in `folder`, which is loaded for it, as `fingerprint.json`.
 
     Raises ValueError when it does not load whole, or its weights are not all finite.
     """
-    write_json(folder / fingerprint.NAME, fingerprint.fingerprint_of(folder))
+    write_json(folder / fingerprint.NAME, fingerprint.fingerprint_of(folder, trust_remote_code=trust_remote_code))
 
 
 def export_encoder(

@@ -1,10 +1,19 @@
 """The Hub as a release needs it: what is there, one commit, a tag; every failure as one line that says what to do."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    ModelCard,
+    constants,
+    get_token,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -111,6 +120,29 @@ def look_at(repo_id: str, kind: Kind) -> Repository:
     return Repository(True, info.sha, files, frozenset(tag.name for tag in refs.tags))
 
 
+def validate_card(repo_id: str, contents: Contents) -> None:
+    """Raises UserError when the Hub does not take the card's metadata."""
+    source = contents["README.md"].source
+    card = ModelCard if contents.kind == "model" else DatasetCard
+    with one_line(repo_id):
+        try:
+            card(
+                source.decode("utf-8") if isinstance(source, bytes) else source.read_text(encoding="utf-8")
+            ).validate()
+        except HfHubHTTPError:
+            raise
+        except ValueError as error:
+            raise UserError(f"the Hub does not take README.md: {messages_in(str(error))}") from error
+
+
+def messages_in(answer: str) -> str:
+    """What the Hub says of a card, which it sends as JSON or as text."""
+    try:
+        return "; ".join(each["message"] for each in json.loads(answer)["errors"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(answer.split())
+
+
 def create(repo_id: str, kind: Kind) -> None:
     """Makes the repository, private; gates and visibility are set when it is time."""
     with one_line(repo_id):
@@ -169,6 +201,10 @@ def one_line(repo_id: str, sending: bool = False) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             raise UserError(f"{first_line(error)} {said_by_hub(repo_id, cause)}{again}") from error
         raise UserError(f"{first_line(error)} {first_line(cause or error)}{again}") from error
+    except UserError:
+        raise
+    except ValueError as error:  # how the client says that the Hub does not take a file
+        raise UserError(f"the Hub refuses {repo_id}: {' '.join(str(error).split())}") from error
 
 
 def said_by_hub(repo_id: str, error: HfHubHTTPError) -> str:

@@ -142,6 +142,7 @@ def push(contents: Contents, target: Target, found: Repository, *, verify: bool,
     Raises UserError when the Hub refuses, is not reached, or gives other bytes back.
     """
     where, kind = target.repo_id, contents.kind
+    hub.validate_card(where, contents)
     if not found.exists:
         hub.create(where, kind)
         say(f"made {where}, private")

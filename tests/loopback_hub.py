@@ -174,7 +174,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             self.create(json.loads(body))
         elif path == "/api/validate-yaml":
-            self.answer({"errors": [], "warnings": []})
+            wrong = [{"message": '"license" must be one of a list'}] if "license: wrong" in body.decode() else []
+            self.answer({"errors": wrong, "warnings": []}, 400 if wrong else 200)
         elif path.startswith("/uploads/"):
             self.upload(path.rpartition("/")[2], body)
         elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(.*))?", path):

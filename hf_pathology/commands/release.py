@@ -31,7 +31,7 @@ def release(
 ) -> int:
     """Checks the release, and pushes it when that was asked for; returns the exit code."""
     if fingerprint:
-        write_missing_fingerprint(directory)
+        write_missing_fingerprint(directory, trust_remote_code)
     more = files_of_run(directory) if with_training else {}
     with dataset_or_folder(directory, per) as folder:
         contents = contents_of(folder, target.repo_id, include, more)
@@ -54,10 +54,10 @@ def release(
     return 0
 
 
-def write_missing_fingerprint(directory: Path) -> None:
+def write_missing_fingerprint(directory: Path, trust_remote_code: bool) -> None:
     """Writes the fingerprint of a model that another program saved. Raises UserError when it does not load."""
     try:
-        write_fingerprint(directory)
+        write_fingerprint(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{directory} has no fingerprint: {str(error).splitlines()[0]}") from error
 

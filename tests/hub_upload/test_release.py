@@ -166,6 +166,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_none_of_it(hub, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_card_that_the_hub_does_not_take_is_refused_before_anything_is_made(hub, tmp_path):
+    folder = release_encoder(tmp_path / "release", card=CARD.replace("library_name", "license: wrong\nlibrary_name"))
+    (refused,) = run_commands(hub, tmp_path, ["release", folder, "org/name", "--push"])
+    assert refused.returncode == 1 and hub.repos == {}
+    assert refused.stderr.strip() == 'error: the Hub does not take README.md: "license" must be one of a list'
+
+
+@pytest.mark.slow
 def test_files_of_an_earlier_version_do_not_stay_behind(hub, tmp_path):
     folder = release_encoder(tmp_path / "release")
     old = {"model.safetensors.index.json": b"{}", "modeling_old.py": b"", "CHANGES.md": b"mine", "config.json": b"{}"}
