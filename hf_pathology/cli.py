@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_heads import heatmap, predict, train_mil
-from .cli_hub import convert
+from .cli_hub import convert, release
 from .cli_options import Cohort, Out
 from .cli_slides import doctor, embed, regions, shard, tile
 from .errors import UserError
@@ -48,6 +48,7 @@ for _name, _verb in {
     "predict": predict,
     "heatmap": heatmap,
     "convert": convert,
+    "release": release,
 }.items():
     app.command(_name)(_verb)
 

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel, BaseImageProcessor, PreTrainedModel, ViTImageProcessor
 
 from hf_pathology.atomic import atomic_directory, write_json
+from hf_pathology.hub_upload import fingerprint
 
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -57,7 +58,7 @@ def release_processor(
 def write_release(
     model: PreTrainedModel, processor: BaseImageProcessor, folder: Path, card: str | None = None
 ) -> None:
-    """Writes model, image processor and the text of a card into the existing `folder`.
+    """Writes model, image processor, the text of a card and the fingerprint into the existing `folder`.
 
     transformers leaves out of the processor what is None; a resolution that is not known is stated all the same.
     """
@@ -67,6 +68,16 @@ def write_release(
     write_json(file, {"mpp": None, **json.loads(file.read_text(encoding="utf-8"))})
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
+    if (folder / "config.json").is_file():  # an adapter has none: what it gives is its base model's doing too
+        write_fingerprint(folder)
+
+
+def write_fingerprint(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Writes the fingerprint of the release in `folder`, which is loaded for it, as `fingerprint.json`.
+
+    Raises ValueError when it does not load whole, or its weights are not all finite.
+    """
+    write_json(folder / fingerprint.NAME, fingerprint.fingerprint_of(folder, trust_remote_code=trust_remote_code))
 
 
 def export_encoder(

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, ViTImageProcessor
 
 from hf_pathology.atomic import atomic_directory
-from hf_pathology.hub_upload.export import release_model, release_processor, write_release
+from hf_pathology.hub_upload.export import release_model, release_processor, write_fingerprint, write_release
 from hf_pathology.modeling.configuration_hipt import HiptConfig, HiptRegionConfig
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
 
@@ -34,7 +34,6 @@ def export_hipt(
     broken = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
         raise ValueError(f"the encoder has weights that are not finite: {', '.join(broken[:5])}")
-    carry_code()
     with atomic_directory(directory) as partial:
         write_release(plain_hipt(model), hipt_processor(model.config.tile_size, region, mpp, mean, std), partial, card)
         check_hipt_release(partial, model)
@@ -43,13 +42,13 @@ def export_hipt(
 
 def export_region_encoder(model: HiptRegionModel, directory: str | Path, card: str | None = None) -> Path:
     """Writes the second level alone, for features of tiles (B, D, h, w), with its code; returns `directory`."""
-    carry_code()
     with atomic_directory(directory) as partial:
         copy = HiptRegionModel(HiptRegionConfig.from_dict(model.config.to_dict()))
         copy.load_state_dict({name: weight.cpu() for name, weight in model.state_dict().items()})
         copy.save_pretrained(partial)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
+        write_fingerprint(partial)
     return Path(directory)
 
 
@@ -71,13 +70,6 @@ def hipt_processor(
     processor.size = {"height": tile_size * region, "width": tile_size * region}
     processor.region = region
     return processor
-
-
-def carry_code() -> None:
-    """From now on, what is saved brings its code: `AutoModel.from_pretrained(..., trust_remote_code=True)`."""
-    for config, model in ((HiptConfig, HiptModel), (HiptRegionConfig, HiptRegionModel)):
-        config.register_for_auto_class()
-        model.register_for_auto_class("AutoModel")
 
 
 @torch.no_grad()

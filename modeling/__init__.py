@@ -46,6 +46,16 @@ for _config, _model in (
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
 
+# Whoever saves or pushes one of these brings its code along, so that it loads where this package is not installed.
+for _config, _model in (
+    (AbmilConfig, AbmilForSlideClassification),
+    (HiptConfig, HiptModel),
+    (HiptRegionConfig, HiptRegionModel),
+    (HiptSlideConfig, HiptForSlideClassification),
+):
+    _config.register_for_auto_class()
+    _model.register_for_auto_class("AutoModel")
+
 __all__ = [
     "AbmilConfig",
     "AbmilForSlideClassification",

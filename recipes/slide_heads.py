@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 from hf_pathology.atomic import atomic_directory
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures
+from hf_pathology.hub_upload.export import write_fingerprint
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.configuration_deep_attn_misl import DeepAttnMislConfig
 from hf_pathology.modeling.configuration_deep_graph_conv import DeepGraphConvConfig
@@ -189,8 +190,7 @@ def load_region_encoder(name: str, bag: SlideFeatures) -> HiptRegionModel:
 
 
 def save_head(head: PreTrainedModel, folder: str | Path) -> None:
-    """Writes weights, configuration and code of `head`: it also loads where this package is not installed."""
-    type(head.config).register_for_auto_class()
-    type(head).register_for_auto_class("AutoModel")
+    """Writes weights, configuration, code and fingerprint of `head`: it also loads where this package is not installed."""
     with atomic_directory(folder) as partial:
         head.save_pretrained(partial)
+        write_fingerprint(partial)

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_from_disk
-from loopback_hub import loopback_hub
+from loopback_hub import hub_environment, loopback_hub
 
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures, features_path
@@ -152,12 +152,11 @@ def test_bags_come_back_bit_by_bit_from_the_hub(tmp_path, per):
     bags = [bag("a.svs", 9), bag("b.svs", 5)]
     for each in bags:
         each.save(features_path(tmp_path / "features", each.slide))
-    with loopback_hub() as (address, files):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": address, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home")}
-        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with loopback_hub() as hub:
+        environment = hub_environment(os.environ, hub, tmp_path / "home")
         command = [sys.executable, "-c", PUSH_AND_LOAD, tmp_path / "features", per, tmp_path / "back"]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
+    files = hub.dataset("org/bags").files
     assert [name for name in files if name.endswith(".parquet")] == ["data/train-00000-of-00001.parquet"]
     assert_same(list(saved_bags(tmp_path / "back")), bags)

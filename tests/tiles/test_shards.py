@@ -19,7 +19,7 @@ from damage import spoil_tiles
 from datasets import load_dataset
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
-from loopback_hub import loopback_hub
+from loopback_hub import hub_environment, loopback_hub
 from PIL import Image
 
 from hf_pathology.errors import SlideError, UserError
@@ -434,12 +434,12 @@ print(json.dumps([names(take(loader(source, workers=workers), 10)) for workers i
 
 def test_shards_stream_from_the_hub_and_datasets_finds_them_by_the_card(cohort, tmp_path):
     shards = write_shards(pairs_of(cohort), tmp_path / "out", shard_bytes=50_000)
-    with loopback_hub() as (address, files):
-        files.update({f"data/{path.name}": path.read_bytes() for path in shards})
+    with loopback_hub() as hub:
+        files = {f"data/{path.name}": path.read_bytes() for path in shards}
         files["README.md"] = tiles_card(pairs=pairs_of(cohort), manifest=Manifest.load(tmp_path / "out")).encode()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "HF_HUB_DISABLE_XET": "1"}
+        hub.create("datasets", "me/tiles", files)
+        environment = hub_environment(os.environ, hub, tmp_path / "home", token=None)
+        environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
         command = [sys.executable, "-c", STREAM_FROM_HUB]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -453,8 +453,8 @@ def test_shards_stream_from_the_hub_and_datasets_finds_them_by_the_card(cohort, 
 def test_a_dataset_that_is_not_on_the_hub_is_refused_in_one_line(tmp_path):
     code = "from hf_pathology.tiles.shards import ShardBlocks\nfrom hf_pathology.errors import UserError\n"
     code += "try:\n    ShardBlocks('hf://datasets/me/none')\nexcept UserError as error:\n    print(error)"
-    with loopback_hub() as (address, _):
-        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with loopback_hub() as hub:
+        environment = hub_environment(os.environ, hub, tmp_path, token=None)
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ran.stdout.startswith("hf://datasets/me/none ") and len(ran.stdout.splitlines()) == 1
 
