@@ -12,6 +12,8 @@ from transformers import AutoModel, PreTrainedModel
 from hf_pathology.atomic import atomic_directory
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures
+from hf_pathology.hub_upload.card import write_card
+from hf_pathology.hub_upload.head_cards import head_card
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.configuration_hipt_slide import HiptSlideConfig
 from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
@@ -150,9 +152,14 @@ def load_region_encoder(name: str, bag: SlideFeatures) -> HiptRegionModel:
     return model
 
 
-def save_head(head: PreTrainedModel, folder: str | Path) -> None:
-    """Writes weights, configuration and code of `head`: it also loads where this package is not installed."""
+def save_head(head: PreTrainedModel, folder: str | Path, card: str | None = None) -> None:
+    """Writes weights, configuration and code of `head`, so that it also loads where this package is not installed.
+
+    Args:
+        card: its text; by default one that knows of the head only what its configuration says.
+    """
     type(head.config).register_for_auto_class()
     type(head).register_for_auto_class("AutoModel")
     with atomic_directory(folder) as partial:
         head.save_pretrained(partial)
+        write_card(partial, head_card(head) if card is None else card)

@@ -21,7 +21,7 @@ def start_from(method: nn.Module, place: str | Path) -> Path:
     `place` is a checkpoint, or the folder of a run, whose last whole checkpoint is taken. A method whose buffers follow
     the step is told by its `restart()`, if it has one. Raises UserError when there is none, or when it has other weights.
     """
-    path = _checkpoint_at(Path(place))
+    path = checkpoint_at(Path(place))
     weights = load_file(path / WEIGHTS)
     _require_same(method.state_dict(), weights, path)
     method.load_state_dict(weights)
@@ -30,7 +30,8 @@ def start_from(method: nn.Module, place: str | Path) -> Path:
     return path
 
 
-def _checkpoint_at(place: Path) -> Path:
+def checkpoint_at(place: Path) -> Path:
+    """The checkpoint at `place`, or the last whole one of the run there. Raises UserError when its weights cannot be had."""
     candidates = [place] if (place / INDEX).is_file() else step_folders(place / "checkpoints")
     if not candidates:
         raise UserError(f"init_from {place} is neither a checkpoint nor the folder of a run with checkpoints")
