@@ -16,7 +16,7 @@ from hf_pathology.hub_upload.cards import TAGS, resolution
 from hf_pathology.hub_upload.names import public_name
 from hf_pathology.slides.cohort import CohortSlide
 from hf_pathology.slides.grid import TileGrid
-from hf_pathology.slides.tiling import options_of
+from hf_pathology.slides.tiling import grid_path
 from hf_pathology.tiles.shard_manifest import NAME, Manifest
 
 
@@ -87,7 +87,7 @@ def features_card(
     first, kinds = bags[0], {(bag.revision, bag.pooling, bag.size, bag.mpp, bag.features.shape[1]) for bag in bags}
     if len(kinds) > 1:
         raise UserError(f"{folder} mixes features of {len(kinds)} encoders or resolutions: keep them in a folder each")
-    options = options_of(tiling or Path(folder) / "tiles", None, None, None)
+    grid = grid_path(tiling or Path(folder) / "tiles", first.slide)
     facts = Facts(
         "Features of whole-slide images",
         licence=licence,
@@ -118,7 +118,7 @@ def features_card(
         size=first.size,
         mpp=resolution(first.mpp),
         region=first.region,
-        min_tissue=None if options is None else options.min_tissue,
+        min_tissue=TileGrid.load(grid, mapped=True).options.get("min_tissue") if grid.is_file() else None,
     )
 
 

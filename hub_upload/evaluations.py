@@ -91,25 +91,27 @@ def judged(run: Path, steps: int, options: dict[str, Any]) -> list[Evaluation]:
 
 def of_slide_head(metrics: dict[str, Any]) -> list[Evaluation]:
     """What `metrics.json` of `train_mil` says: the heads of the folds, each on cases that it had not seen."""
-    auc, folds = metrics["auc"], len(metrics["folds"])
     tested_on = f"{sum(metrics['slides'].values())} slides of {metrics['cases']} cases, each out of its fold"
-    pooled = Evaluation(
-        "ROC-AUC",
-        "roc_auc",
-        auc["value"],
-        tested_on,
-        f"{folds}-fold cross-validation by case, all folds together; interval by resampling cases within their class",
-        auc["low"],
-        auc["high"],
-        auc["confidence"],
-    )
-    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
-    means = [
-        Evaluation(names[name], name, value, tested_on, f"mean over the {folds} folds")
-        for name, value in metrics["mean_over_folds"].items()
-        if name in names
+    folds = f"{len(metrics['folds'])}-fold cross-validation by case, all folds together"
+    found = [
+        Evaluation(
+            name,
+            metric_type,
+            numbers["value"],
+            tested_on,
+            f"{folds}; interval by resampling cases{within}",
+            numbers["low"],
+            numbers["high"],
+            numbers["confidence"],
+        )
+        for name, metric_type, numbers, within in (
+            ("ROC-AUC of cases", "roc_auc", metrics["auc"], " within their class"),
+            ("accuracy of slides", "accuracy", metrics["accuracy"], ", each with all its slides"),
+        )
     ]
-    return [pooled, *means]
+    balanced = metrics["mean_over_folds"]["balanced_accuracy"]
+    how = f"mean over the {len(metrics['folds'])} folds"
+    return [*found, Evaluation("balanced accuracy of cases", "balanced_accuracy", balanced, tested_on, how)]
 
 
 def of_tile_classifier(metrics: dict[str, Any]) -> list[Evaluation]:

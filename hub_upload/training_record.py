@@ -36,7 +36,7 @@ def add_training_record(run_folder: str | Path, release_folder: str | Path) -> P
     for name in ("config.yaml", "log.jsonl", RUN_FILE):
         if not (run / name).is_file():
             raise UserError(f"{run} has no {name}: pass the folder that a pretraining recipe got as --out")
-    checkpoint = checkpoint_at(run)
+    checkpoint = checkpoint_at(run, "the run")
     with atomic_directory(release / FOLDER) as partial:
         shutil.copyfile(checkpoint / WEIGHTS, partial / CHECKPOINT)
         shutil.copyfile(run / "log.jsonl", partial / "log.jsonl")

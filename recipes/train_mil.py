@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from hf_pathology.atomic import write_json
 from hf_pathology.errors import UserError, require_at_least
 from hf_pathology.evaluation.cross_validation import CrossValidation, score_folds
+from hf_pathology.evaluation.intervals import accuracy_interval
 from hf_pathology.evaluation.splits import stratified_case_folds
 from hf_pathology.features.bags import draw_batch, read_labelled_bags, tiles_of
 from hf_pathology.features.encoder import revision_of
@@ -98,8 +99,10 @@ def train_mil(
     head = train_head(data.bags, data.labels, **how)
 
     out = Path(out)
+    correct = validation.probabilities.argmax(axis=1) == validation.targets
     metrics = {
         "auc": asdict(validation.auc),
+        "accuracy": asdict(accuracy_interval(validation.cases, correct, seed=training.seed)),  # of slides
         "mean_over_folds": validation.mean_metrics,
         "folds": validation.fold_metrics,
         "slides": {name: data.labels.count(name) for name in validation.classes},

@@ -147,7 +147,7 @@ def options_of(name: str) -> tuple:
 
 def published_model(name: str) -> MaeForPreTraining:
     """The model of the YAML file `name`, without any numbers."""
-    _, _, _, views, trunk, numbers, _, _ = options_of(name)
+    _, _, _, views, trunk, numbers, *_ = options_of(name)
     with torch.device("meta"):
         return MaeForPreTraining(MaeConfig(new_trunk(trunk, views.global_size), **asdict(numbers)))
 
