@@ -161,7 +161,7 @@ def published_model(name: str) -> MaeForPreTraining:
     ],
 )
 def test_the_published_configurations_make_the_published_models_at_the_published_rates(name, encoder, both):
-    _, _, _, views, trunk, numbers, training, _ = options_of(name)
+    _, _, _, views, trunk, numbers, training, *_ = options_of(name)
     model = published_model(name)
     assert sum(parameter.numel() for parameter in model.encoder.parameters()) == encoder
     assert sum(parameter.numel() for parameter in model.parameters()) == both
