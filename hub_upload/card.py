@@ -149,6 +149,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """With so many significant digits and no exponent, or that it is missing."""
     if value is None or value != value:
         return NOT_RECORDED
+    if 0 < abs(value) < 10**-digits:
+        return f"less than {10**-digits:.{digits}f}"
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 

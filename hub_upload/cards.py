@@ -1,5 +1,6 @@
 """The cards of encoders: of tiles, of regions, and converted from published checkpoints."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from hf_pathology.hub_upload.card import Base, Facts, render_card
 from hf_pathology.hub_upload.evaluations import eval_results
 from hf_pathology.hub_upload.names import public_name
 from hf_pathology.hub_upload.run_facts import RunFacts
+from hf_pathology.slides.cohort import CohortSlide
 from hf_pathology.tiles.filters import FilterOptions
 
 
@@ -81,7 +83,7 @@ def encoder_card(
         tile_size=config["global_size"],
         mpp=resolution(config["mpp"]),
         slides=len({slide.key for slide in cohort.slides}),
-        cases=len({slide.case for slide in cohort.slides}),
+        cases=stated_cases(cohort.slides),
         tiles=cohort.tiles,
         fingerprint=cohort.fingerprint,
         left_out=len(cohort.problems),
@@ -205,6 +207,12 @@ def converted_card(
         tile_size=tile_size,
         mpp=resolution(mpp),
     )
+
+
+def stated_cases(slides: Sequence[CohortSlide]) -> int | None:
+    """How many cases the slides are of; None where no table says it, and each slide counts as a case of its own."""
+    stated = any(slide.case != slide.key for slide in slides)
+    return len({slide.case for slide in slides}) if stated else None
 
 
 def filters_of(config: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from hf_pathology.features.bags import feature_keys
 from hf_pathology.features.store import SlideFeatures, features_path
 from hf_pathology.features.tables import Row
 from hf_pathology.hub_upload.card import Base, Facts, check_licence, render_card, sha256_of
-from hf_pathology.hub_upload.cards import TAGS, resolution
+from hf_pathology.hub_upload.cards import TAGS, resolution, stated_cases
 from hf_pathology.hub_upload.names import public_name
 from hf_pathology.slides.cohort import CohortSlide
 from hf_pathology.slides.grid import TileGrid
@@ -58,7 +58,7 @@ def tiles_card(
         parquet=parquet,
         gigabytes=sum(shard.bytes for shard in manifest.shards) / 1e9,
         slides=len({slide.key for slide in slides}),
-        cases=len({slide.case for slide in slides}),
+        cases=stated_cases(slides),
         labels=sorted({slide.label for slide in slides if slide.label is not None}),
         unlabelled=sum(slide.label is None for slide in slides),
         mpp_asked=sorted({grid.mpp for grid in grids}),
