@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import Limit, Out, SlideFolder, SlideMpp
+from .cli_options import Licence, Limit, Out, SlideFolder, SlideMpp
 
 
 def train_mil(
@@ -25,6 +25,7 @@ def train_mil(
         str | None, typer.Option("--region-encoder", help="Hierarchy with whose second level hipt starts.")
     ] = None,
     freeze_regions: Annotated[bool, typer.Option("--freeze-regions", help="Leave that level as it is.")] = False,
+    licence: Licence = None,
 ) -> None:
     """Cross-validate a slide classifier (multiple-instance learning) on features, and train the final one."""
     from .commands.mil import train_mil as run
@@ -40,6 +41,7 @@ def train_mil(
             head=head,
             region_encoder=region_encoder,
             freeze_regions=freeze_regions,
+            licence=licence,
         )
     )
 

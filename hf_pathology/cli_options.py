@@ -18,6 +18,9 @@ SlideMpp = Annotated[
     float | None, typer.Option("--slide-mpp", help="Microns per level-0 pixel of slides that do not say it rightly.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only this many slides.")]
+Licence = Annotated[
+    str | None, typer.Option("--licence", help="Of what is written, for its card: apache-2.0, cc-by-nc-4.0 ...")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it would take.")]
 MinTissue = Annotated[float, typer.Option("--min-tissue", help="Share of a tile, or region, that must be tissue.")]
 Partial = Annotated[

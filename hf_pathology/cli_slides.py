@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import Cohort, DryRun, EncoderName, Limit, MinTissue, Out, Partial, SlideFolder, SlideMpp
+from .cli_options import Cohort, DryRun, EncoderName, Licence, Limit, MinTissue, Out, Partial, SlideFolder, SlideMpp
 
 
 def doctor(
@@ -105,6 +105,7 @@ def shard(
         bool, typer.Option("--verify/--no-verify", help="Decode also the tiles that are passed on as they are stored.")
     ] = True,
     min_tissue: MinTissue = 0.5,
+    licence: Licence = None,
     cohort: Cohort = None,
     slide_mpp: SlideMpp = None,
     limit: Limit = None,
@@ -126,6 +127,7 @@ def shard(
             seed=seed,
             keep_order=keep_order,
             verify=verify,
+            licence=licence,
             cohort=cohort,
             slide_mpp=slide_mpp,
             limit=limit,
@@ -165,6 +167,7 @@ def embed(
         Path | None,
         typer.Option("--stage", help="Folder on a fast disk: slides are copied there before they are read."),
     ] = None,
+    licence: Licence = None,
     cohort: Cohort = None,
     slide_mpp: SlideMpp = None,
     limit: Limit = None,
@@ -192,6 +195,7 @@ def embed(
             dtype=dtype,
             max_invalid=max_invalid,
             stage=stage,
+            licence=licence,
             cohort=cohort,
             slide_mpp=slide_mpp,
             limit=limit,

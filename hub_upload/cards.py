@@ -1,37 +1,46 @@
-"""Model cards, made of what a run has recorded; what is not known is said to be missing."""
+"""The cards of encoders: of tiles, of regions, and converted from published checkpoints."""
 
 from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
-import numpy as np
-from huggingface_hub import DatasetCardData, ModelCardData
-from jinja2 import Environment, StrictUndefined
+from huggingface_hub import ModelCardData
+from transformers import PreTrainedModel
 
+from hf_pathology.hub_upload.card import Base, Facts, render_card
+from hf_pathology.hub_upload.evaluations import eval_results
+from hf_pathology.hub_upload.names import public_name
+from hf_pathology.hub_upload.run_facts import RunFacts
 from hf_pathology.slides.cohort import CohortSlide
-from hf_pathology.slides.grid import TileGrid
-from hf_pathology.tiles.shard_manifest import Manifest
-from hf_pathology.training.log import read_log
-from hf_pathology.version import __version__
+from hf_pathology.tiles.filters import FilterOptions
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+PAPERS = {
+    "DINO": [("Caron et al. 2021, Emerging properties in self-supervised vision transformers", "2104.14294")],
+    "iBOT": [("Zhou et al. 2021, iBOT: image BERT pre-training with online tokenizer", "2111.07832")],
+    "MAE": [("He et al. 2021, Masked autoencoders are scalable vision learners", "2111.06377")],
+    "DINOv2": [("Oquab et al. 2023, DINOv2: learning robust visual features without supervision", "2304.07193")],
+    "HIPT-4K": [
+        ("Chen et al. 2022, Scaling vision transformers to gigapixel images via hierarchical learning", "2206.02647")
+    ],
+    "SLPD": [("Yu et al. 2023, SLPD: slide-level prototypical distillation for WSIs", "2307.08259")],
+}
+TASK = {"library_name": "transformers", "pipeline_tag": "image-feature-extraction"}
+TAGS = ["pathology", "whole-slide-image"]
 
 
 def encoder_card(
     *,
     method: str,
-    encoder: Any,
+    encoder: PreTrainedModel,
     width: int,
     pooling: str,
     config: dict[str, Any],
-    log: Path,
+    run: RunFacts,
     cohort: Any,
-    training: Any,
+    base: Base | None = None,
 ) -> str:
-    """The card of an encoder, Markdown with its metadata.
+    """The card of an encoder of tiles, Markdown with its metadata.
 
     Args:
         method: name of the pretraining method.
@@ -39,189 +48,188 @@ def encoder_card(
         width: of its features.
         pooling: how its output becomes one vector, "cls" or "gap".
         config: every option that decided the result.
-        log: the run's log.
-        cohort: has `slides`, `tiles` and `fingerprint`, see `recipes/slide_data.py`.
-        training: has `batch_size`, `accumulation` and `steps`.
+        run: what the run has recorded.
+        cohort: has `slides`, `tiles`, `fingerprint` and `problems`, see `recipes/slide_data.py`.
+        base: the release from which the training started, if from one.
     """
-    records = read_log(log)
+    title = f"{method} encoder for pathology tiles"
+    facts = Facts(
+        title,
+        bases=[] if base is None else [base],
+        provenance={"fingerprint of the tiles": cohort.fingerprint, **run.provenance},
+        papers=PAPERS.get(method, []),
+        **run.for_skeleton(),
+    )
     data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction",
-        tags=["pathology", "whole-slide-image", "self-supervised", method.lower()],
+        **TASK,
+        tags=[*TAGS, "self-supervised", method.lower()],
+        license=run.licence,
+        base_model=facts.hub_bases(),
+        model_name=title,
+        eval_results=eval_results(facts.evaluations),
         mpp=config["mpp"],
         tile_size=config["global_size"],
     )
-    return filled(
-        "encoder.md.j2",
-        metadata=data.to_yaml(),
+    return render_card(
+        "encoder",
+        data,
+        facts,
         method=method,
         model_type=encoder.config.model_type,
-        weights=sum(parameter.numel() for parameter in encoder.parameters()),
+        weights=count_of(encoder),
         width=width,
         pooling=pooling,
-        mpp="an unknown resolution" if config["mpp"] is None else f"{config['mpp']} microns per pixel",
-        config=config,
+        prefix_tokens=prefix_tokens(encoder),
+        tile_size=config["global_size"],
+        mpp=resolution(config["mpp"]),
         slides=len({slide.key for slide in cohort.slides}),
-        cases=len({slide.case for slide in cohort.slides}),
+        cases=stated_cases(cohort.slides),
         tiles=cohort.tiles,
         fingerprint=cohort.fingerprint,
-        steps=training.steps,
-        last=records[-1] if records else {},
-        hours=sum(record["seconds"] for record in records) / 3600,
-        version=__version__,
+        left_out=len(cohort.problems),
+        filters=filters_of(config),
     )
 
 
 def hipt_card(
     *,
     method: str,
-    region_encoder: Any,
-    tile_encoder: str,
+    region_encoder: PreTrainedModel,
+    tiles: Base,
     whole: bool,
     config: dict[str, Any],
-    log: Path,
+    run: RunFacts,
     regions: int,
     slides: int,
-    training: Any,
+    base: Base | None = None,
 ) -> str:
     """The card of a hierarchy, or of its second level, Markdown with its metadata.
 
     Args:
         method: name of the pretraining method of the second level.
         region_encoder: the second level.
-        tile_encoder: name of the first.
+        tiles: the encoder of the first.
         whole: whether the first is part of the release.
         config: every option that decided the result.
-        log: the run's log.
+        run: what the run has recorded.
         regions, slides: how many it was trained on.
-        training: has `steps`.
+        base: the release from which the training of the second level started, if from one.
     """
-    records = read_log(log)
+    title = f"{method}: encoder of regions for pathology"
+    facts = Facts(
+        title,
+        bases=[tiles] if base is None else [tiles, base],
+        provenance={"fingerprint of the regions": config["regions"], **run.provenance},
+        papers=PAPERS.get(method, []),
+        **run.for_skeleton(),
+    )
     data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction",
-        tags=["pathology", "whole-slide-image", "self-supervised", method.lower()],
-        base_model=tile_encoder if not Path(tile_encoder).exists() else None,
+        **TASK,
+        tags=[*TAGS, "self-supervised", method.lower()],
+        license=run.licence,
+        base_model=facts.hub_bases(),
+        model_name=title,
+        eval_results=eval_results(facts.evaluations),
         mpp=config["mpp"],
         tile_size=config["tile_size"],
         region=config["region"],
     )
-    return filled(
-        "hipt.md.j2",
-        metadata=data.to_yaml(),
+    return render_card(
+        "hipt",
+        data,
+        facts,
         method=method,
         whole=whole,
-        tile_encoder=tile_encoder,
-        weights=sum(parameter.numel() for parameter in region_encoder.parameters()),
+        tile_encoder=tiles.name,
+        weights=count_of(region_encoder),
         input_size=region_encoder.config.input_size,
         width=region_encoder.config.hidden_size,
+        tile_size=config["tile_size"],
+        region=config["region"],
         edge=config["region"] * (config["tile_size"] or 0),
-        mpp="an unknown resolution" if config["mpp"] is None else f"{config['mpp']} microns per pixel",
-        config=config,
+        mpp=resolution(config["mpp"]),
+        pooling=config["pooling"],
         regions=regions,
         slides=slides,
-        steps=training.steps,
-        last=records[-1] if records else {},
-        hours=sum(record["seconds"] for record in records) / 3600,
-        version=__version__,
+        fingerprint=config["regions"],
     )
 
 
 def converted_card(
     *,
     format: str,
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     conversion: dict[str, Any],
     width: int,
     pooling: str,
     mpp: float | None,
     tile_size: int,
+    licence: str | None = None,
 ) -> str:
-    """The card of an encoder that was converted from a published checkpoint, Markdown with its metadata.
+    """The card of a published checkpoint in the format of transformers, Markdown with its metadata.
 
     Args:
-        format: of the checkpoint, one of `checkpoint_formats.FORMATS`.
-        model: that is released.
-        conversion: the account of it, the content of `conversion.json`.
+        format: of the original file.
+        model: what was made of it.
+        conversion: the account of it, the content of `conversion.json`: of each of its `sources` the `files` (file, bytes,
+            sha256), the `network` that was taken, what it `holds`, how many tensors were `used`, how many of each group were
+            `left_out`, what was `unexpected` and `missing`, and its `architecture`.
         width: of its features.
         pooling: how its output becomes one vector.
-        mpp: microns per pixel of its tiles.
+        mpp: microns per pixel of its tiles, None when that is not known.
         tile_size: their edge in pixels.
+        licence: of the original, where those who convert know it.
     """
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction",
-        tags=["pathology", "whole-slide-image", "self-supervised", format],
-        mpp=mpp,
-        tile_size=tile_size,
+    model_type = model.config.model_type
+    files = [file for source in conversion["sources"] for file in source["files"]]
+    title = f"{' and '.join(public_name(file['file']) for file in files)}, converted for transformers"
+    facts = Facts(
+        title,
+        licence=licence,
+        provenance={
+            f"SHA-256 of the original `{public_name(file['file'])}` ({file['bytes']:,} bytes)": file["sha256"]
+            for file in files
+        },
     )
-    return filled(
-        "converted.md.j2",
-        metadata=data.to_yaml(),
-        format=format,
+    data = ModelCardData(**TASK, tags=[*TAGS, "converted", format], license=licence, mpp=mpp, tile_size=tile_size)
+    return render_card(
+        "converted",
+        data,
+        facts,
         conversion=conversion,
-        weights=sum(parameter.numel() for parameter in model.parameters()),
+        model_type=model_type,
+        remote_code=bool(type(model)._auto_class),
+        weights=count_of(model),
         width=width,
         pooling=pooling,
-        mpp="an unknown resolution" if mpp is None else f"{mpp} microns per pixel",
+        prefix_tokens=prefix_tokens(model),
         tile_size=tile_size,
-        version=__version__,
+        mpp=resolution(mpp),
     )
 
 
-def tiles_card(*, pairs: Sequence[tuple[CohortSlide, TileGrid]], manifest: Manifest) -> str:
-    """The card of a dataset of tiles, Markdown with the metadata by which `datasets` loads it from disk and from the Hub.
-
-    Args:
-        pairs: the slides with their grids.
-        manifest: of the shards.
-    """
-    slides, grids = zip(*pairs)
-    parquet = manifest.asked["format"] == "parquet"
-    data = DatasetCardData(
-        pretty_name="Tiles of whole-slide images",
-        tags=["pathology", "whole-slide-image", "histology", manifest.asked["format"]],
-        task_categories=["image-feature-extraction"],
-        size_categories=[_size_category(manifest.tiles)],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": "data/*.parquet" if parquet else "data/*.tar"}],
-            }
-        ],
-    )
-    mpp = np.array([grid.effective_mpp for grid in grids])
-    return filled(
-        "tiles.md.j2",
-        metadata=data.to_yaml(),
-        manifest=manifest,
-        parquet=parquet,
-        gigabytes=sum(shard.bytes for shard in manifest.shards) / 1e9,
-        slides=len({slide.key for slide in slides}),
-        cases=len({slide.case for slide in slides}),
-        labels=sorted({slide.label for slide in slides if slide.label is not None}),
-        unlabelled=sum(slide.label is None for slide in slides),
-        mpp_asked=sorted({grid.mpp for grid in grids}),
-        mpp=(mpp.min(), mpp.max()),
-        min_tissue=sorted({grid.options["min_tissue"] for grid in grids if "min_tissue" in grid.options}),
-        unreadable=manifest.unreadable.total(),
-        damaged=manifest.damaged_slides(grids),
-        version=__version__,
-    )
+def stated_cases(slides: Sequence[CohortSlide]) -> int | None:
+    """How many cases the slides are of; None where no table says it, and each slide counts as a case of its own."""
+    stated = any(slide.case != slide.key for slide in slides)
+    return len({slide.case for slide in slides}) if stated else None
 
 
-def _size_category(rows: int) -> str:
-    """The Hub's name for a dataset of this many rows."""
-    ends = {10**3: "1K", 10**4: "10K", 10**5: "100K", 10**6: "1M", 10**7: "10M", 10**8: "100M", 10**9: "1B"}
-    passed = [name for end, name in ends.items() if rows >= end]
-    ahead = [name for end, name in ends.items() if rows < end]
-    if not ahead:
-        return f"n>{passed[-1]}"
-    return f"{passed[-1]}<n<{ahead[0]}" if passed else f"n<{ahead[0]}"
+def filters_of(config: dict[str, Any]) -> list[str]:
+    """The filters of tiles that were used, each with its number."""
+    unused = asdict(FilterOptions())
+    return [f"`{name}` {config[name]}" for name in unused if config.get(name, unused[name]) != unused[name]]
 
 
-def filled(template: str, **values: Any) -> str:
-    """The template of that name with its values; a value that is missing is an error."""
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = (files("hf_pathology.model_cards") / template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(**values)
+def resolution(mpp: float | None) -> str:
+    """As cards say it."""
+    return "an unknown resolution" if mpp is None else f"{mpp} microns per pixel"
+
+
+def count_of(model: PreTrainedModel) -> int:
+    """How many weights the model has."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def prefix_tokens(model: PreTrainedModel) -> int:
+    """How many tokens stand before the patches: the class token and the registers."""
+    return 1 + getattr(model.config, "num_register_tokens", 0)

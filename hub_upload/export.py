@@ -9,6 +9,7 @@ from transformers import AutoModel, BaseImageProcessor, PreTrainedModel, ViTImag
 
 from hf_pathology.atomic import atomic_directory, write_json
 from hf_pathology.hub_upload import fingerprint
+from hf_pathology.hub_upload.card import write_card
 
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -67,7 +68,7 @@ def write_release(
     file = folder / "preprocessor_config.json"
     write_json(file, {"mpp": None, **json.loads(file.read_text(encoding="utf-8"))})
     if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_card(folder, card)
     if (folder / "config.json").is_file():  # an adapter has none: what it gives is its base model's doing too
         write_fingerprint(folder)
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from hf_pathology.atomic import atomic_directory, write_json
 from hf_pathology.errors import UserError
+from hf_pathology.hub_upload.card import write_card
 from hf_pathology.hub_upload.cards import converted_card
 from hf_pathology.hub_upload.conversion import Conversion
-from hf_pathology.hub_upload.export import export_encoder, release_processor
+from hf_pathology.hub_upload.export import export_encoder, release_processor, write_fingerprint
 from hf_pathology.hub_upload.export_hipt import export_hipt, export_region_encoder
 from hf_pathology.modeling.trunk import trunk_width
 
@@ -39,7 +40,8 @@ def write_conversion(conversion: Conversion, out: Path) -> None:
             processor = release_processor(tile_size=size, **pixels)
             del processor.pooling  # it hides patches, always: not for features
             processor.save_pretrained(partial)
-            (partial / "README.md").write_text(card, encoding="utf-8")
+            write_card(partial, card)
+            write_fingerprint(partial)
         else:
             export_encoder(model, partial, tile_size=size, pooling=conversion.pooling, card=card, **pixels)
         write_json(partial / REPORT, conversion.report)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel, ViTImageProcessor
 
 from hf_pathology.atomic import atomic_directory
+from hf_pathology.hub_upload.card import write_card
 from hf_pathology.hub_upload.export import release_model, release_processor, write_fingerprint, write_release
 from hf_pathology.modeling.configuration_hipt import HiptConfig, HiptRegionConfig
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
@@ -47,7 +48,7 @@ def export_region_encoder(model: HiptRegionModel, directory: str | Path, card: s
         copy.load_state_dict({name: weight.cpu() for name, weight in model.state_dict().items()})
         copy.save_pretrained(partial)
         if card is not None:
-            (partial / "README.md").write_text(card, encoding="utf-8")
+            write_card(partial, card)
         write_fingerprint(partial)
     return Path(directory)
 

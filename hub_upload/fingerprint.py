@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    PreTrainedModel,
+)
 
 
 NAME = "fingerprint.json"
@@ -33,11 +39,11 @@ def load_release(folder: Path, *, trust_remote_code: bool = False) -> tuple[PreT
     Raises ValueError when weights are missing, left over or not finite.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    classifies = any(name.endswith("ForImageClassification") for name in config.get("architectures") or [])
+    classes = {"ForImageClassification": AutoModelForImageClassification, "MAEForPreTraining": AutoModelForPreTraining}
+    architecture = (config.get("architectures") or [""])[0]
+    loader = next((auto for ending, auto in classes.items() if architecture.endswith(ending)), AutoModel)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    model, loading = (AutoModelForImageClassification if classifies else AutoModel).from_pretrained(
-        folder, output_loading_info=True, dtype=torch.float32, **options
-    )
+    model, loading = loader.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **options)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[problem]:
             names = ", ".join(sorted(str(name) for name in loading[problem])[:5])
@@ -78,7 +84,10 @@ def make_input(model: PreTrainedModel, processor: Any) -> tuple[str, np.ndarray,
             size = processor.size
             edges = [size[name] if name in size else size["shortest_edge"] for name in ("height", "width")]
             kind, array = "tile", pixels(*edges)
-        return kind, array, dict(processor(array, return_tensors="pt"))
+        inputs = dict(processor(array, return_tensors="pt"))
+        if config.model_type == "vit_mae":  # hides patches by chance, but for the order that it is given
+            inputs["noise"] = torch.from_numpy(numbers(1, (config.image_size // config.patch_size) ** 2))
+        return kind, array, inputs
     if config.model_type == "hipt_region":
         array = numbers(1, config.input_size, 3, 4)
         return "grid", array, {"features": torch.from_numpy(array)}
@@ -93,8 +102,10 @@ def make_input(model: PreTrainedModel, processor: Any) -> tuple[str, np.ndarray,
 def features_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """What the model says of the input, float32 vectors by name; `mean` is that of the last layer over all places."""
     output = model(**inputs)
-    found = {name: output[name].flatten() for name in OUTPUTS if output.get(name) is not None}
+    if model.config.model_type == "vit_mae":
+        output = {"last_hidden_state": output["logits"]}  # the pixels of all patches
     last = output.get("last_hidden_state")
+    found = {name: output[name].flatten() for name in OUTPUTS if output.get(name) is not None}
     if last is not None:
         found["mean"] = last.mean(dim=(0, 2, 3)) if last.ndim == 4 else last.flatten(0, -2).mean(dim=0)
     return {name: vector.float().numpy() for name, vector in found.items()}

@@ -1,7 +1,6 @@
 """Which files of a folder belong to a release, and as what they go to the Hub."""
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -114,7 +113,7 @@ def contents_of(
 
     Args:
         include: patterns of further paths.
-        more: further files by their path in the repository.
+        more: further files by their path in the repository, which come in the place of those in the folder.
 
     The card that goes up names the repository where the one in the folder says PATH_OR_ID; the folder stays as it is. Raises UserError
     for a pattern that fits nothing, and for weights that are a pickle.
@@ -125,20 +124,23 @@ def contents_of(
         if not any(fits(path, pattern) for path in paths):
             raise UserError(f"--include {pattern} fits no file of {folder}")
     files, left = [], {}
+    more = more or {}
     for name, path in paths.items():
+        if name in more:
+            continue
         asked = any(fits(name, pattern) for pattern in include)
         if path.suffix.lower() in PICKLES and (asked or kind == "model"):
             if asked:
                 raise UserError(f"{path} is a pickle, which can run code where it is loaded: save it as safetensors")
             left[name] = "a pickle, which can run code where it is loaded"
         elif asked or any(fits(name, pattern) for pattern in BELONGS[kind]):
-            source = for_repository(path, repo_id) if name == "README.md" else path
-            files.append(ReleaseFile(name, source))
+            files.append(ReleaseFile(name, path))
         else:
             left[name] = "no part of a release"
-    files += [ReleaseFile(name, source) for name, source in (more or {}).items()]
+    files += [ReleaseFile(name, source) for name, source in more.items()]
     if not files:
         raise UserError(f"{folder} holds nothing to release")
+    files = [for_repository(file, repo_id) if file.path == "README.md" else file for file in files]
     return Contents(kind, sorted(files, key=lambda file: file.path), left)
 
 
@@ -148,9 +150,10 @@ def fits(path: str, pattern: str) -> bool:
     return len(parts) == path.count("/") + 1 and all(map(fnmatchcase, path.split("/"), parts))
 
 
-def for_repository(card: Path, repo_id: str) -> bytes:
+def for_repository(card: ReleaseFile, repo_id: str) -> ReleaseFile:
     """The card with the name of the repository in its examples."""
-    return re.sub(PLACEHOLDER, repo_id, card.read_text(encoding="utf-8")).encode()
+    text = card.source if isinstance(card.source, bytes) else card.source.read_bytes()
+    return ReleaseFile(card.path, text.decode("utf-8").replace(PLACEHOLDER, repo_id).encode())
 
 
 def belongs(path: str, kind: Kind) -> bool:

@@ -1,10 +1,14 @@
 """Configuration of the hierarchy of HIPT (Chen et al. 2022, arXiv 2206.02647)."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig, ViTConfig
 
 from .trunk import trunk_config, trunk_width
+
+
+if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .drop_path import add_drop_path  # noqa: F401
 
 
 class HiptRegionConfig(PretrainedConfig):

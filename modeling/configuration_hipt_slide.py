@@ -1,10 +1,15 @@
 """Configuration of HIPT's slide classifiers (Chen et al. 2022, arXiv 2206.02647): regions of tiles, then a slide of regions."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PretrainedConfig
 
 from .configuration_hipt import HiptRegionConfig
+
+
+if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .drop_path import add_drop_path  # noqa: F401
+    from .trunk import trunk_config  # noqa: F401
 
 
 class HiptSlideConfig(PretrainedConfig):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +15,10 @@ from .cls_attention import watch_cls_attention
 from .configuration_hipt import HiptConfig, HiptRegionConfig
 from .position import use_dino_interpolation
 from .trunk import has_class_token, make_trunk, trunk_tokens, trunk_width
+
+
+if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .drop_path import trunk_layers  # noqa: F401
 
 
 class HiptRegionModel(PreTrainedModel):

@@ -1,6 +1,7 @@
 """HIPT's slide classifiers (Chen et al. 2022, arXiv 2206.02647): tiles make regions, and regions a slide."""
 
 from math import isqrt
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,6 +11,14 @@ from .configuration_hipt_slide import HiptSlideConfig
 from .gated_attention import GatedAttention
 from .modeling_hipt import HiptRegionModel
 from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+
+
+if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .cls_attention import watch_cls_attention  # noqa: F401
+    from .configuration_hipt import HiptRegionConfig  # noqa: F401
+    from .drop_path import trunk_layers  # noqa: F401
+    from .position import use_dino_interpolation  # noqa: F401
+    from .trunk import make_trunk  # noqa: F401
 
 
 class HiptForSlideClassification(PreTrainedModel):

@@ -8,6 +8,7 @@ regression on six colour numbers of each tile: on many tile sets colour alone ne
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,29 +27,24 @@ from transformers import get_scheduler
 
 from hf_pathology.atomic import atomic_directory, atomic_path, write_json
 from hf_pathology.errors import UserError
+from hf_pathology.evaluation.intervals import accuracy_interval
 from hf_pathology.evaluation.probe import logistic_probe
 from hf_pathology.evaluation.scoring import load_metric
 from hf_pathology.features.encoder import Encoder, load_encoder
 from hf_pathology.features.pooling import pool
+from hf_pathology.hub_upload.card import Base, CardOptions, write_card
+from hf_pathology.hub_upload.cost import cost_of_seconds
 from hf_pathology.hub_upload.export import release_model, release_processor, write_release
+from hf_pathology.hub_upload.head_cards import adapter_card
 from hf_pathology.modeling.modeling_tile_classifier import vit_classifier
 from hf_pathology.tiles.folder import LabelledTiles, TileDataset, colour_numbers, read_tile_folder, split_by_group
 from hf_pathology.training.config import parse_config
+from hf_pathology.training.machine import machine_of
 from hf_pathology.training.start import run_recipe, start
 
 
 # The projections of the attention, under their names in transformers 5.9 and later, and in other encoders.
 QUERY_AND_VALUE = r".*\.(q_proj|v_proj|query|value)"
-
-ADAPTER_CARD = """---
-base_model: {base}
-library_name: peft
-tags: [lora, pathology]
----
-
-A LoRA adapter of `{base}`, trained on tiles of {classes}. `AutoModel.from_pretrained` loads it with its base and needs
-peft and transformers 5.9 or later; the merged encoder needs neither.
-"""
 
 
 @dataclass
@@ -207,20 +203,33 @@ def save_release(model: nn.Module, encoder: Encoder, folder: Path, card: str | N
         write_release(model, processor, unfinished, card)
 
 
-def save_models(model: TileClassifier, classes: Sequence[str], out: Path) -> None:
-    """Writes adapter/, merged/ and classifier/. Afterwards `model` has its adapter merged."""
-    encoder = model.encoder
-    card = ADAPTER_CARD.format(base=encoder.name, classes=", ".join(classes))
-    save_release(model.model, encoder, out / "adapter", card)
+def save_models(
+    model: TileClassifier, classes: Sequence[str], out: Path, card: Callable[[str], str] | None = None
+) -> None:
+    """Writes adapter/, merged/ and classifier/. Afterwards `model` has its adapter merged.
+
+    Args:
+        card: gives the text of a card for each `form` that `adapter_card` knows; no cards are written when None.
+    """
+    encoder, card_of = model.encoder, card or (lambda form: None)
+    save_release(model.model, encoder, out / "adapter", card_of("adapter"))
     model.model = model.model.merge_and_unload()
     is_vit = model.model.config.model_type == "vit"
-    save_release(release_model(model.model) if is_vit else model.model, encoder, out / "merged")
+    save_release(release_model(model.model) if is_vit else model.model, encoder, out / "merged", card_of("merged"))
     if is_vit and encoder.pooling == "cls":
-        save_release(vit_classifier(model.model, model.head, classes), encoder, out / "classifier")
+        classifier = vit_classifier(model.model, model.head, classes)
+        save_release(classifier, encoder, out / "classifier", card_of("classifier"))
         return
     # No class of transformers pools in another way, so the head is saved alone, to put on the features of merged/.
     with atomic_directory(out / "classifier") as unfinished:
         save_file(model.head.state_dict(), unfinished / "head.safetensors", {"classes": json.dumps(list(classes))})
+        if card is not None:
+            write_card(unfinished, card_of("head"))
+
+
+def sure(groups: Sequence[str], correct: np.ndarray) -> dict[str, float] | None:
+    """The accuracy with its interval when whole groups are resampled; None when there is only one group."""
+    return asdict(accuracy_interval(groups, correct, seed=0)) if len(set(groups)) > 1 else None
 
 
 def prediction_table(tiles: LabelledTiles, probabilities: np.ndarray) -> pd.DataFrame:
@@ -232,8 +241,8 @@ def prediction_table(tiles: LabelledTiles, probabilities: np.ndarray) -> pd.Data
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (options,) = parse_config(LoraOptions, argv=argv)
-    accelerator, out = start(cpu=options.cpu, seed=options.seed), Path(options.out)
+    options, asked = parse_config(LoraOptions, CardOptions, argv=argv)
+    accelerator, out, began = start(cpu=options.cpu, seed=options.seed), Path(options.out), time.monotonic()
     tiles = read_tiles(options)
     train_tiles, val_tiles = tiles.subset("train"), tiles.subset("val")
     encoder = load_for(tiles, options.encoder)
@@ -251,12 +260,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         metric = load_metric("classification")
         ways = {"colour_regression": colour, "frozen_probe": frozen, "lora": adapted}
         scores = {way: metric.compute(predictions=found, references=val_tiles.labels) for way, found in ways.items()}
-        save_models(model, tiles.classes, out)
+        right = {way: found.argmax(axis=1) == val_tiles.labels for way, found in ways.items()}
+        facts = {"classes": tiles.classes, "train_tiles": len(train_tiles), "val_tiles": len(val_tiles)}
+        facts |= {"val_groups": len(set(val_tiles.groups)), "encoder_revision": encoder.revision}
+        facts |= {"options": asdict(options), "losses": losses}
+        facts |= {"accuracy_intervals": {way: sure(val_tiles.groups, correct) for way, correct in right.items()}}
+        facts |= {"seconds": time.monotonic() - began, "machine": machine_of(accelerator)}
+        metrics = {**scores, **facts}
+        card = partial(
+            adapter_card,
+            metrics,
+            base=Base(encoder.name, encoder.revision),
+            width=model.head.in_features,
+            pooling=encoder.pooling,
+            prefix_tokens=encoder.prefix_tokens,
+            mpp=encoder.mpp,
+            tile_size=encoder.size,
+            cost=cost_of_seconds(metrics["seconds"], metrics["machine"], out, asked),
+            licence=asked.licence,
+        )
+        save_models(model, tiles.classes, out, lambda form: card(form=form))
         with atomic_path(out / "predictions.csv") as unfinished:
             prediction_table(val_tiles, adapted).to_csv(unfinished, index=False)
-        facts = {"classes": tiles.classes, "train_tiles": len(train_tiles), "val_tiles": len(val_tiles)}
-        facts |= {"encoder_revision": encoder.revision, "options": asdict(options)}
-        write_json(out / "metrics.json", {**scores, "losses": losses, **facts})
+        write_json(out / "metrics.json", metrics)
         print(pd.DataFrame(scores).T.round(3).to_string())
     accelerator.wait_for_everyone()
     accelerator.end_training()

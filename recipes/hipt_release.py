@@ -9,11 +9,15 @@ from hf_pathology.errors import UserError
 from hf_pathology.features.encoder import Encoder, load_encoder
 from hf_pathology.features.exchange import UNKNOWN
 from hf_pathology.features.region_blocks import RegionBlocks
+from hf_pathology.hub_upload.card import Base, CardOptions
 from hf_pathology.hub_upload.cards import hipt_card
 from hf_pathology.hub_upload.export_hipt import export_hipt, export_region_encoder
+from hf_pathology.hub_upload.run_facts import read_run
 from hf_pathology.modeling.configuration_hipt import HiptConfig
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
+from hf_pathology.recipes.encoder_release import base_of, steps_done
 from hf_pathology.recipes.region_data import RegionCohort
+from hf_pathology.training.config import write_config
 from hf_pathology.training.options import TrainingOptions
 
 
@@ -67,7 +71,9 @@ class HiptRelease:
         encoder: gives the region encoder as it is at the time.
         tiles: the encoder of the tiles, None to release the region encoder alone.
         config, cohort, training: what the run was made with.
-        out: folder of the run, where its log is.
+        card: what is to be said of licence and energy.
+        out: folder of the run, where its records are, and `config.yaml` with all options.
+        options: all of them, as they were parsed.
     """
 
     method: str
@@ -76,23 +82,36 @@ class HiptRelease:
     config: dict[str, Any]
     cohort: RegionCohort
     training: TrainingOptions
+    card: CardOptions
     out: Path
+    options: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        self.base = base_of(self.config)  # now, while it lies where it was found
 
     def __call__(self, folder: Path) -> None:
+        write_config(self.out / "config.yaml", *self.options)
         region_encoder, source, tiles = self.encoder(), self.cohort.source, self.tiles
         size, mpp = source.kind.tile_size, source.kind.mpp
         if tiles is not None:
             size, mpp = size or tiles.size, mpp or tiles.mpp
+        config = {**self.config, "tile_size": size, "mpp": mpp}
         card = hipt_card(
             method=self.method,
             region_encoder=region_encoder,
-            tile_encoder=source.kind.encoder if tiles is None else tiles.name,
+            tiles=Base(source.kind.encoder if tiles is None else tiles.name, source.kind.revision),
             whole=tiles is not None,
-            config={**self.config, "tile_size": size, "mpp": mpp},
-            log=self.out / "log.jsonl",
+            config=config,
+            run=read_run(
+                self.out,
+                done=steps_done(folder, self.training.steps),
+                planned=self.training.steps,
+                card=self.card,
+                config=config,
+            ),
             regions=len(source),
             slides=len(source.slides),
-            training=self.training,
+            base=self.base,
         )
         if tiles is None:
             export_region_encoder(region_encoder, folder, card)

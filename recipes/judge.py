@@ -53,6 +53,7 @@ def make_judge(
             TileDataset(known),
             TileDataset(asked),
             lambda encoder, pixels: trunk_tokens(encoder, pixels)[0],
+            groups=asked.groups,
             size=views.global_size,
             mean=views.mean,
             std=views.std,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hf_pathology.hub_upload.card import CardOptions
 from hf_pathology.modeling.configuration_dino import DinoConfig
 from hf_pathology.modeling.modeling_dino import DinoForPreTraining
 from hf_pathology.recipes.encoder_release import EncoderRelease, end_run
@@ -54,11 +55,13 @@ OPTIONS = (
     DinoOptions,
     TrainingOptions,
     JudgeOptions,
+    CardOptions,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    data, grid, filters, views, trunk, numbers, training, judging = parse_config(*OPTIONS, argv=argv)
+    options = parse_config(*OPTIONS, argv=argv)
+    data, grid, filters, views, trunk, numbers, training, judging, card = options
     accelerator = start(cpu=training.cpu, seed=training.seed)
     out = Path(data.out)
 
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cohort = load_tiles(data, grid, filters, accelerator)
     loader = view_loader(cohort, MultiCrop(views, training.seed), data, training, accelerator)
     config = deciding(cohort, filters, views, trunk, numbers, training, data)
-    release = EncoderRelease("DINO", lambda: model.encoder, views, config, cohort, training, out)
+    release = EncoderRelease("DINO", lambda: model.encoder, views, config, cohort, training, card, out, options)
     to_inputs = views_to_inputs(views, accelerator.device)
     TrainingLoop(model, loader, to_inputs, training, accelerator, out, config, export=release, judge=judge).run()
 

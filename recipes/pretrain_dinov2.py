@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from hf_pathology.hub_upload.card import CardOptions
 from hf_pathology.modeling.configuration_dinov2 import Dinov2PreTrainingConfig
 from hf_pathology.modeling.modeling_dinov2 import Dinov2ForPreTraining
 from hf_pathology.recipes.encoder_release import EncoderRelease, end_run
@@ -67,11 +68,13 @@ OPTIONS = (
     Dinov2Options,
     TrainingOptions,
     JudgeOptions,
+    CardOptions,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    data, grid, filters, views, patches, trunk, numbers, training, judging = parse_config(*OPTIONS, argv=argv)
+    options = parse_config(*OPTIONS, argv=argv)
+    data, grid, filters, views, patches, trunk, numbers, training, judging, card = options
     accelerator = start(cpu=training.cpu, seed=training.seed)
     out = Path(data.out)
 
@@ -94,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cohort, MultiCrop(views, training.seed, HiddenPatches(patches, edge, edge)), data, training, accelerator
     )
     config = deciding(cohort, filters, views, patches, trunk, numbers, training, data)
-    release = EncoderRelease("DINOv2", lambda: model.encoder, views, config, cohort, training, out)
+    release = EncoderRelease("DINOv2", lambda: model.encoder, views, config, cohort, training, card, out, options)
     to_inputs = views_to_inputs(views, accelerator.device)
     TrainingLoop(model, loader, to_inputs, training, accelerator, out, config, export=release, judge=judge).run()
 

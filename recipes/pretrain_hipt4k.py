@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hf_pathology.features.grid_crops import GridCropOptions, GridCrops
+from hf_pathology.hub_upload.card import CardOptions
 from hf_pathology.modeling.configuration_dino import DinoConfig
 from hf_pathology.modeling.modeling_dino import DinoForPreTraining
 from hf_pathology.recipes.encoder_release import end_run
@@ -26,11 +27,20 @@ from hf_pathology.training.options import TrainingOptions
 from hf_pathology.training.start import run_recipe, start
 
 
-OPTIONS = (RegionData, GridCropOptions, RegionTrunkOptions, TileEncoderOptions, DinoOptions, TrainingOptions)
+OPTIONS = (
+    RegionData,
+    GridCropOptions,
+    RegionTrunkOptions,
+    TileEncoderOptions,
+    DinoOptions,
+    TrainingOptions,
+    CardOptions,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    data, crops, trunk, tiles, numbers, training = parse_config(*OPTIONS, argv=argv)
+    options = parse_config(*OPTIONS, argv=argv)
+    data, crops, trunk, tiles, numbers, training, card = options
     accelerator = start(cpu=training.cpu, seed=training.seed)
 
     # Regions to views to loss.
@@ -47,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     loader = view_loader(cohort, GridCrops(crops, training.seed), data, training, accelerator)
     config = deciding(cohort, crops, trunk, numbers, training, data)
-    release = HiptRelease("HIPT-4K", lambda: model.encoder, tile_encoder, config, cohort, training, Path(data.out))
+    release = HiptRelease(
+        "HIPT-4K", lambda: model.encoder, tile_encoder, config, cohort, training, card, Path(data.out), options
+    )
     to_inputs = crops_to_inputs(accelerator.device)
     TrainingLoop(model, loader, to_inputs, training, accelerator, release.out, config, export=release).run()
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hf_pathology.hub_upload.card import CardOptions
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.recipes.encoder_release import EncoderRelease, end_run
@@ -62,11 +63,13 @@ OPTIONS = (
     IbotOptions,
     TrainingOptions,
     JudgeOptions,
+    CardOptions,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    data, grid, filters, views, patches, trunk, numbers, training, judging = parse_config(*OPTIONS, argv=argv)
+    options = parse_config(*OPTIONS, argv=argv)
+    data, grid, filters, views, patches, trunk, numbers, training, judging, card = options
     accelerator = start(cpu=training.cpu, seed=training.seed)
     out = Path(data.out)
 
@@ -89,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cohort, MultiCrop(views, training.seed, HiddenPatches(patches, edge, edge)), data, training, accelerator
     )
     config = deciding(cohort, filters, views, patches, trunk, numbers, training, data)
-    release = EncoderRelease("iBOT", lambda: model.encoder, views, config, cohort, training, out)
+    release = EncoderRelease("iBOT", lambda: model.encoder, views, config, cohort, training, card, out, options)
     to_inputs = views_to_inputs(views, accelerator.device)
     TrainingLoop(model, loader, to_inputs, training, accelerator, out, config, export=release, judge=judge).run()
 

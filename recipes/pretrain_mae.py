@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hf_pathology.atomic import atomic_directory
 from hf_pathology.errors import UserError
+from hf_pathology.hub_upload.card import CardOptions
 from hf_pathology.modeling.configuration_mae import MaeConfig
 from hf_pathology.modeling.modeling_mae import MaeForPreTraining, hidden_count
 from hf_pathology.recipes.encoder_release import EncoderRelease, end_run
@@ -50,11 +51,13 @@ OPTIONS = (
     MaeOptions,
     TrainingOptions,
     JudgeOptions,
+    CardOptions,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    data, grid, filters, views, trunk, numbers, training, judging = parse_config(*OPTIONS, argv=argv)
+    options = parse_config(*OPTIONS, argv=argv)
+    data, grid, filters, views, trunk, numbers, training, judging, card = options
     if views.local_views:
         raise UserError(
             f"local_views is {views.local_views}: MAE has no use for them, set it to 0 (and global_views to 1)"
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cohort, MultiCrop(views, training.seed, hidden_patches(numbers.mask_ratio, edge)), data, training, accelerator
     )
     config = deciding(cohort, filters, views, trunk, numbers, training, data)
-    release = EncoderRelease("MAE", lambda: model.encoder, views, config, cohort, training, out)
+    release = EncoderRelease("MAE", lambda: model.encoder, views, config, cohort, training, card, out, options)
     to_inputs = views_to_inputs(views, accelerator.device)
     TrainingLoop(model, loader, to_inputs, training, accelerator, out, config, export=release, judge=judge).run()
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hf_pathology.features.grid_crops import GridCropOptions, GridCrops
+from hf_pathology.hub_upload.card import CardOptions
 from hf_pathology.modeling.configuration_slpd import SlpdConfig
 from hf_pathology.modeling.modeling_slpd import SlpdForPreTraining
 from hf_pathology.recipes.encoder_release import end_run
@@ -45,11 +46,13 @@ OPTIONS = (
     SlpdOptions,
     ClusterOptions,
     TrainingOptions,
+    CardOptions,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    data, crops, trunk, tiles, numbers, weights, clusters, training = parse_config(*OPTIONS, argv=argv)
+    options = parse_config(*OPTIONS, argv=argv)
+    data, crops, trunk, tiles, numbers, weights, clusters, training, card = options
     accelerator = start(cpu=training.cpu, seed=training.seed)
 
     # Regions to views to loss.
@@ -75,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     loader = view_loader(cohort, GridCrops(crops, training.seed), data, training, accelerator)
     config = deciding(cohort, crops, trunk, numbers, weights, clusters, training, data)
-    release = HiptRelease("SLPD", lambda: model.encoder, tile_encoder, config, cohort, training, Path(data.out))
+    release = HiptRelease(
+        "SLPD", lambda: model.encoder, tile_encoder, config, cohort, training, card, Path(data.out), options
+    )
     prototypes = SlidePrototypes(
         model,
         regions,

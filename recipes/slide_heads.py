@@ -13,7 +13,9 @@ from transformers import AutoModel, PreTrainedModel
 from hf_pathology.atomic import atomic_directory
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures
+from hf_pathology.hub_upload.card import write_card
 from hf_pathology.hub_upload.export import write_fingerprint
+from hf_pathology.hub_upload.head_cards import head_card
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.configuration_deep_attn_misl import DeepAttnMislConfig
 from hf_pathology.modeling.configuration_deep_graph_conv import DeepGraphConvConfig
@@ -189,8 +191,13 @@ def load_region_encoder(name: str, bag: SlideFeatures) -> HiptRegionModel:
     return model
 
 
-def save_head(head: PreTrainedModel, folder: str | Path) -> None:
-    """Writes weights, configuration, code and fingerprint of `head`: it also loads where this package is not installed."""
+def save_head(head: PreTrainedModel, folder: str | Path, card: str | None = None) -> None:
+    """Writes weights, configuration, code, card and fingerprint of `head`, so that it also loads where this package is not installed.
+
+    Args:
+        card: its text; by default one that knows of the head only what its configuration says.
+    """
     with atomic_directory(folder) as partial:
         head.save_pretrained(partial)
+        write_card(partial, head_card(head) if card is None else card)
         write_fingerprint(partial)

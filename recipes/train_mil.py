@@ -8,6 +8,7 @@ on the fold that is tested.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,12 +21,18 @@ from transformers import PreTrainedModel
 from hf_pathology.atomic import write_json
 from hf_pathology.errors import UserError, require_at_least
 from hf_pathology.evaluation.cross_validation import CrossValidation, score_folds
+from hf_pathology.evaluation.intervals import accuracy_interval
 from hf_pathology.evaluation.splits import stratified_case_folds
 from hf_pathology.features.bags import draw_batch, read_labelled_bags, tiles_of
+from hf_pathology.features.encoder import revision_of
 from hf_pathology.features.store import SlideFeatures
+from hf_pathology.hub_upload.card import Base, CardOptions
+from hf_pathology.hub_upload.cost import cost_of_seconds
+from hf_pathology.hub_upload.head_cards import head_card
 from hf_pathology.recipes.predict_slides import class_probabilities, write_table
 from hf_pathology.recipes.slide_heads import HeadOptions, new_head, region_tiles_of, save_head
 from hf_pathology.training.config import parse_config
+from hf_pathology.training.machine import machine_of
 from hf_pathology.training.start import run_recipe
 
 
@@ -49,6 +56,7 @@ class HeadTraining:
 
 DEFAULT_TRAINING = HeadTraining()
 DEFAULT_HEAD = HeadOptions()
+DEFAULT_CARD = CardOptions()
 
 
 @dataclass(frozen=True)
@@ -68,44 +76,51 @@ def train_mil(
     folds: int = 5,
     training: HeadTraining = DEFAULT_TRAINING,
     options: HeadOptions = DEFAULT_HEAD,
+    card: CardOptions = DEFAULT_CARD,
 ) -> MilResult:
     """Cross-validates, trains the final head on every labelled slide, and writes both to the folder `out`.
 
-    Writes `head/` (loads with `AutoModel.from_pretrained`), `predictions.csv` (out of fold) and `metrics.json`.
+    Writes `head/` (loads with `AutoModel.from_pretrained`; with its card), `predictions.csv` (out of fold) and `metrics.json`.
 
     Args:
         features_dir: a folder that `hf-pathology embed` filled.
         cohort: a CSV with the columns slide, label, and optionally case; slides without a label are not used.
         folds: no more than the rarest class has cases.
         options: which head.
+        card: what its card is to say of licence and energy.
 
     Raises UserError for mistakes in the table, and under a launcher with several processes.
     """
-    device = one_device()
+    accelerator, began = one_process(), time.monotonic()
+    device = accelerator.device
     data = read_labelled_bags(features_dir, cohort)
     how = {"training": training, "options": options, "device": device}
     validation = cross_validate(data.bags, data.labels, data.cases, folds=folds, **how)
     head = train_head(data.bags, data.labels, **how)
 
     out = Path(out)
-    save_head(head, out / "head")
-    write_table(validation.to_table(), out / "predictions.csv")
-    write_json(
-        out / "metrics.json",
-        {
-            "auc": asdict(validation.auc),
-            "mean_over_folds": validation.mean_metrics,
-            "folds": validation.fold_metrics,
-            "slides": {name: data.labels.count(name) for name in validation.classes},
-            "cases": len(set(data.cases)),
-            "features": {
-                name: getattr(data.bags[0], name) for name in ("encoder", "revision", "pooling", "size", "mpp")
-            },
-            "training": asdict(training),
-            "head": {name: value for name, value in asdict(options).items() if value},
-            "missing": data.missing,
-        },
+    correct = validation.probabilities.argmax(axis=1) == validation.targets
+    metrics = {
+        "auc": asdict(validation.auc),
+        "accuracy": asdict(accuracy_interval(validation.cases, correct, seed=training.seed)),  # of slides
+        "mean_over_folds": validation.mean_metrics,
+        "folds": validation.fold_metrics,
+        "slides": {name: data.labels.count(name) for name in validation.classes},
+        "cases": len(set(data.cases)),
+        "features": {name: getattr(data.bags[0], name) for name in ("encoder", "revision", "pooling", "size", "mpp")},
+        "training": asdict(training),
+        "head": {name: value for name, value in asdict(options).items() if value},
+        "missing": data.missing,
+        "seconds": time.monotonic() - began,  # of the folds and of the final head
+        "machine": machine_of(accelerator),
+    }
+    cost = cost_of_seconds(metrics["seconds"], metrics["machine"], out, card)
+    regions = (
+        None if options.region_encoder is None else Base(options.region_encoder, revision_of(options.region_encoder))
     )
+    save_head(head, out / "head", head_card(head, metrics, cost=cost, licence=card.licence, region_encoder=regions))
+    write_table(validation.to_table(), out / "predictions.csv")
+    write_json(out / "metrics.json", metrics)
     return MilResult(head, validation, data.missing)
 
 
@@ -168,12 +183,12 @@ def train_head(
     return head.eval()
 
 
-def one_device() -> torch.device:
-    """The device that accelerate chose. Raises UserError when it was launched with several processes."""
+def one_process() -> Accelerator:
+    """The accelerator of the only process. Raises UserError when there are several."""
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise UserError("a head trains in a minute on one device: launch with --num_processes 1")
-    return accelerator.device
+    return accelerator
 
 
 @dataclass(frozen=True)
@@ -187,7 +202,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, training, options = parse_config(Arguments, HeadTraining, HeadOptions, argv=argv)
+    arguments, training, options, card = parse_config(Arguments, HeadTraining, HeadOptions, CardOptions, argv=argv)
     result = train_mil(
         arguments.features,
         arguments.cohort,
@@ -195,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folds=arguments.folds,
         training=training,
         options=options,
+        card=card,
     )
     print(f"ROC-AUC of unseen cases {result.validation.auc}: {arguments.out}")
     if result.missing:

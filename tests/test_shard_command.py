@@ -13,7 +13,7 @@ from damage import spoil_tiles
 from datasets import load_dataset
 from programs import Finished, run_command, run_recipe_here
 
-from hf_pathology.hub_upload.cards import _size_category
+from hf_pathology.hub_upload.dataset_cards import size_category
 from hf_pathology.recipes import pretrain_ibot
 from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.synthetic import draw_slide
@@ -196,4 +196,4 @@ def test_pretraining_takes_shards_in_the_place_of_slides(folder, written, tmp_pa
 
 def test_sizes_have_the_names_of_the_hub():
     sizes = [10, 1_000, 99_999, 10**6, 2 * 10**9]
-    assert list(map(_size_category, sizes)) == ["n<1K", "1K<n<10K", "10K<n<100K", "1M<n<10M", "n>1B"]
+    assert list(map(size_category, sizes)) == ["n<1K", "1K<n<10K", "10K<n<100K", "1M<n<10M", "n>1B"]

@@ -24,6 +24,8 @@ from ..features.forward import TileEncoder
 from ..features.regions import REGION_LEVEL, SLIDE_LEVEL, TILE_LEVEL, write_region_features, write_slide_level
 from ..features.resume import EmbeddedSlide, EmbedOptions, find_embedded
 from ..features.timing import Timing, advice
+from ..hub_upload.card import check_licence, write_card
+from ..hub_upload.dataset_cards import features_card
 from ..progress import ProgressBar
 from ..record import RunRecord
 from ..report.page import write_report
@@ -60,6 +62,7 @@ def embed(
     dtype: str,
     max_invalid: float,
     stage: Path | None,
+    licence: str | None,
     cohort: Path | None,
     slide_mpp: float | None,
     limit: int | None,
@@ -70,6 +73,7 @@ def embed(
     asked |= {"batch_size": batch_size, "precision": precision, "dtype": dtype, "max_invalid": max_invalid}
     record = RunRecord("embed", asked | ({} if regions is None else {"regions": regions}))
     require_at_least(1, batch_size=batch_size, threads=threads)
+    check_licence(licence)
     if dtype not in DTYPES or not 0 <= max_invalid <= 1:
         raise UserError(f"dtype is {dtype!r} and max_invalid {max_invalid}: they are float32 or float16, and a share")
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
@@ -109,6 +113,8 @@ def embed(
             if loaded.hierarchy is not None:
                 write_slide_level(out / SLIDE_LEVEL, out / REGION_LEVEL, sorted(record.done), loaded)
             write_records(record, pairs, chosen, loaded, out, tiling, options, max(each[-1] for each in found))
+            if record.done:
+                write_cards(out, loaded, tiling, licence)
         state.wait_for_everyone()  # the launcher ends all processes when one ends with an error
     state.destroy_process_group()
     return record.exit_code
@@ -236,6 +242,15 @@ def plan(pairs: Sequence[SlideGrid], encoder: Encoder, out: Path, options: Embed
         )
     room = f"{needed / 1e6:,.0f} MB of features ({free / 1e6:,.0f} MB free)"
     return f"{total:,} tiles of {len(to_do)} slides{done}: about {how_long(total, to_do, encoder, options)}, {room}"
+
+
+def write_cards(out: Path, encoder: Encoder, tiling: Path, licence: str | None) -> None:
+    """Writes the card of the features, or of those of tiles and of regions, or says why there is none."""
+    for folder in (out,) if encoder.hierarchy is None else (out / TILE_LEVEL, out / REGION_LEVEL):
+        try:
+            write_card(folder, features_card(folder, tiling=tiling, licence=licence))
+        except UserError as error:
+            print(f"{folder} gets no card: {error}")
 
 
 def how_long(total: int, pairs: Sequence[SlideGrid], encoder: Encoder, options: EmbedOptions) -> str:

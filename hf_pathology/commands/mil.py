@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..features.bags import feature_keys
+from ..hub_upload.card import CardOptions
 from ..recipes.predict_slides import predict as predict_slides
 from ..recipes.predict_slides import write_table
 from ..recipes.slide_heads import HeadOptions
@@ -26,13 +27,14 @@ def train_mil(
     head: str,
     region_encoder: str | None,
     freeze_regions: bool,
+    licence: str | None,
 ) -> int:
     """Cross-validates and trains a head into `out`; returns the exit code."""
     training = HeadTraining(epochs=epochs, seed=seed)
-    options = HeadOptions(head, region_encoder, freeze_regions)
+    options, card = HeadOptions(head, region_encoder, freeze_regions), CardOptions(licence=licence)
     asked = {"features": features, "cohort": cohort, "folds": folds, "epochs": epochs}
     record = RunRecord("train-mil", {**asked, **asdict(options)})
-    result = train(features, cohort, out, folds=folds, training=training, options=options)
+    result = train(features, cohort, out, folds=folds, training=training, options=options, card=card)
     for problem in result.missing:
         record.failed(problem)
     for slide, fold in zip(result.validation.slides, result.validation.fold.tolist()):

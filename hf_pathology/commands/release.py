@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..errors import UserError
 from ..hub_upload.export import write_fingerprint
@@ -10,7 +11,7 @@ from ..hub_upload.feature_dataset import feature_dataset, holds_features
 from ..hub_upload.hub import Repository, Target, check_login
 from ..hub_upload.release import Check, check, plan, push
 from ..hub_upload.release_files import Contents, contents_of
-from ..hub_upload.run_files import files_of_run
+from ..hub_upload.training_record import FOLDER, read_card, with_training_record, write_training_record
 
 
 SHOWN = 20  # findings of a check that are printed
@@ -32,8 +33,7 @@ def release(
     """Checks the release, and pushes it when that was asked for; returns the exit code."""
     if fingerprint:
         write_missing_fingerprint(directory, trust_remote_code)
-    more = files_of_run(directory) if with_training else {}
-    with dataset_or_folder(directory, per) as folder:
+    with dataset_or_folder(directory, per) as folder, record_of_training(directory, with_training) as more:
         contents = contents_of(folder, target.repo_id, include, more)
         show_files(contents)
         found = plan(contents, target) if push_it else None
@@ -70,6 +70,21 @@ def dataset_or_folder(directory: Path, per: str) -> Iterator[Path]:
         return
     with feature_dataset(directory, per) as made:
         yield made
+
+
+@contextmanager
+def record_of_training(encoder: Path, asked: bool) -> Iterator[dict[str, Path | bytes]]:
+    """The files, by their path in a repository, that tell how the run in which `encoder` lies was trained."""
+    if not asked:
+        yield {}
+        return
+    if not (encoder / "config.json").is_file():
+        raise UserError(f"{encoder} is no encoder of a run: leave out --with-training")
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_training_record(encoder.resolve().parent, folder)
+        files = {f"{FOLDER}/{file.name}": file for file in folder.iterdir()}
+        yield {**files, "README.md": with_training_record(read_card(encoder), folder).encode()}
 
 
 def show_files(contents: Contents) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import atomic_path
-from ..hub_upload.cards import tiles_card
+from ..hub_upload.card import check_licence, write_card
+from ..hub_upload.dataset_cards import tiles_card
 from ..progress import ProgressBar
 from ..record import RunRecord
 from ..slides.cohort import CohortSlide
@@ -34,6 +34,7 @@ def shard(
     seed: int,
     keep_order: bool,
     verify: bool,
+    licence: str | None,
     cohort: Path | None,
     slide_mpp: float | None,
     limit: int | None,
@@ -42,6 +43,7 @@ def shard(
     """Writes the shards of the slides' tiles into `out`; returns the exit code."""
     how = {"format": format, "quality": quality, "seed": seed, "keep_order": keep_order, "verify": verify}
     check_format(format, quality)
+    check_licence(licence)
     options = options_of(tiles, options.mpp, options.tile_size, options)
     record = RunRecord("shard", {"slides": slides, "mpp": options.mpp, "size": options.tile_size, **how})
     chosen = chosen_slides(slides, cohort, slide_mpp, limit, record)
@@ -61,8 +63,7 @@ def shard(
         record.failed(problem)
     for slide, grid in pairs:
         record.did(slide.key, tiles=len(grid), unreadable=manifest.unreadable[slide.key])
-    with atomic_path(out / "README.md") as partial:
-        partial.write_text(tiles_card(pairs=pairs, manifest=manifest), encoding="utf-8")
+    write_card(out, tiles_card(pairs=pairs, manifest=manifest, licence=licence))
     record.save(out / "report.json")
     passed = f"{manifest.passed:,} of them as the scanner stored them"
     print(f"{manifest.tiles:,} tiles of {len(pairs)} of {len(chosen)} slides, {passed}, in {len(files)} shards: {out}")

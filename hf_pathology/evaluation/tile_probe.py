@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from .intervals import accuracy_interval
 from .knn import weighted_knn
 
 
@@ -38,6 +39,7 @@ class TileJudge:
         known: labelled tiles, among which neighbours are looked for.
         asked: labelled tiles, of other groups, whose classes are asked for.
         features_of: features (B, D) of an encoder and its input (B, 3, size, size).
+        groups: the group of each asked tile, what is not independent; with it, `judge` says how sure it is.
         size: edge of that input in pixels. Tiles are resized when the judge is made, as an encoder's release does it.
         mean, std: of the channels, for pixels between 0 and 1.
         k, temperature: see `weighted_knn`.
@@ -51,6 +53,7 @@ class TileJudge:
         asked: TileItems,
         features_of: FeaturesOf,
         *,
+        groups: Sequence[str] | None = None,
         size: int,
         mean: Sequence[float],
         std: Sequence[float],
@@ -62,15 +65,28 @@ class TileJudge:
         self.known, self.known_labels = resized_tiles(known, size)
         self.asked, self.asked_labels = resized_tiles(asked, size)
         self.features_of, self.k, self.temperature = features_of, k, temperature
+        self.groups = groups
         self.embedding = {"mean": mean, "std": std, "batch_size": batch_size, "dtype": dtype}
 
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
-        """`knn_accuracy` and `knn_balanced_accuracy`, between 0 and 1. Nothing of the encoder is changed, nor drawn at random."""
+        """`knn_accuracy` and `knn_balanced_accuracy`, between 0 and 1. Nothing of the encoder is changed, nor drawn at random.
+
+        With groups also `knn_accuracy_low` and `_high`, the 95 % interval when whole groups are resampled (none for less than
+        two groups), and how many `knn_tiles` and `knn_groups` were asked.
+        """
         predicted = self.predict(encoder)
-        return {
-            "knn_accuracy": float(np.mean(predicted == self.asked_labels)),
+        correct = predicted == self.asked_labels
+        found = {
+            "knn_accuracy": float(np.mean(correct)),
             "knn_balanced_accuracy": float(balanced_accuracy_score(self.asked_labels, predicted)),
         }
+        if self.groups is None:
+            return found
+        groups = len(set(self.groups))
+        if groups > 1:
+            interval = accuracy_interval(self.groups, correct, seed=0)
+            found |= {"knn_accuracy_low": interval.low, "knn_accuracy_high": interval.high}
+        return {**found, "knn_tiles": len(correct), "knn_groups": groups}
 
     def predict(self, encoder: nn.Module) -> np.ndarray:
         """The classes (M,) that the neighbours of the asked tiles vote for."""

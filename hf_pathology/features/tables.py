@@ -1,6 +1,5 @@
 """Bags as tables of other libraries: `datasets`, with a row for each slide or each tile, and AnnData for one slide."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
-from huggingface_hub import CommitInfo
 
 from ..atomic import atomic_path
 from ..errors import UserError
@@ -153,17 +151,6 @@ def provenance_of(table: pa.Table) -> dict[str, object]:
     """The fields of a bag that are in every row, from the first one."""
     row = table.select(list(PROVENANCE)).slice(0, 1).to_pylist()[0]
     return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-
-
-def push_features(folder: str | Path, repo_id: str, per: Row = "slide", *, private: bool | None = None) -> CommitInfo:
-    """Uploads the bags of a feature folder to the Hub as the dataset `repo_id`, and returns the commit.
-
-    The table is made in the temporary folder of the system, which has to hold as much as the features take.
-    `from_dataset(load_dataset(repo_id, split="train"))` gives the bags back.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        dataset = to_dataset(saved_bags(folder), per, Path(temporary) / "features.arrow")
-        return dataset.push_to_hub(repo_id, private=private)
 
 
 def to_anndata(bag: SlideFeatures) -> "AnnData":

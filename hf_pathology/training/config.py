@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ..atomic import atomic_path
 from ..errors import UserError
 
 
@@ -56,6 +57,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no mapping of options to values")
     return content
+
+
+def write_config(path: str | Path, *options: Any) -> None:
+    """Writes the fields of all dataclasses `options` to a YAML file, by which `--config` gives the same again."""
+    together = {name: value for each in options for name, value in dataclasses.asdict(each).items()}
+    with atomic_path(path) as partial:
+        partial.write_text(yaml.safe_dump(together, allow_unicode=True), encoding="utf-8")
 
 
 def _as_default(action: argparse.Action, value: Any, config: str) -> Any:

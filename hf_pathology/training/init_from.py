@@ -21,7 +21,7 @@ def start_from(method: nn.Module, place: str | Path) -> Path:
     `place` is a checkpoint, or the folder of a run, whose last whole checkpoint is taken. A method whose buffers follow
     the step is told by its `restart()`, if it has one. Raises UserError when there is none, or when it has other weights.
     """
-    path = _checkpoint_at(Path(place))
+    path = checkpoint_at(Path(place))
     weights = load_file(path / WEIGHTS)
     _require_same(method.state_dict(), weights, path)
     method.load_state_dict(weights)
@@ -30,18 +30,22 @@ def start_from(method: nn.Module, place: str | Path) -> Path:
     return path
 
 
-def _checkpoint_at(place: Path) -> Path:
+def checkpoint_at(place: Path, asked: str = "init_from") -> Path:
+    """The checkpoint at `place`, or the last whole one of the run there.
+
+    Raises UserError, which begins with what was `asked` for, when its weights cannot be had.
+    """
     candidates = [place] if (place / INDEX).is_file() else step_folders(place / "checkpoints")
     if not candidates:
-        raise UserError(f"init_from {place} is neither a checkpoint nor the folder of a run with checkpoints")
+        raise UserError(f"{asked} {place} is neither a checkpoint nor the folder of a run with checkpoints")
     for path in reversed(candidates):
         if not damage(path, only=WEIGHTS):
             if not (path / WEIGHTS).is_file():
                 raise UserError(
-                    f"init_from {path} holds shards: first run `accelerate merge-weights {path}/pytorch_model_fsdp_0 {path}`"
+                    f"{asked} {path} holds shards: first run `accelerate merge-weights {path}/pytorch_model_fsdp_0 {path}`"
                 )
             return path
-    raise UserError(f"init_from {place}: {', '.join(path.name for path in candidates)} is damaged")
+    raise UserError(f"{asked} {place}: {', '.join(path.name for path in candidates)} is damaged")
 
 
 def _require_same(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -57,7 +57,7 @@ class TrainingLoop:
         model: the method, see above.
         to_inputs: makes the method's inputs, on the accelerator's device, of a batch of the loader; draws no random
             numbers, for it is called one batch ahead.
-        out: gets `log.jsonl`, `checkpoints/`, and, when there is something to put there, `encoders/`, `trackers/` and
+        out: gets `log.jsonl`, `run.json`, `checkpoints/`, and, when there is something to put there, `encoders/`, `trackers/` and
             `non_finite/`.
         config: every option that decides the result; a run goes on only with the same.
         export: writes the method's encoder to a path, every `options.export_every` steps, on the main process.

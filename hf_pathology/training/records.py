@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from .alarm import Alarm
 from .log import JsonLog
+from .machine import note_start
 from .options import TrainingOptions
 from .trackers import start_trackers, track
 
@@ -17,7 +18,7 @@ class Records:
     """The records of one run; made on all processes, written on the main one.
 
     Args:
-        out: gets `log.jsonl`, and `trackers/`.
+        out: gets `log.jsonl`, `run.json`, and `trackers/`.
         config: every option that decides the result, for the trackers.
         first_step: where the run starts or goes on.
         images: how many the run has seen by then.
@@ -33,7 +34,10 @@ class Records:
         images: int,
     ):
         self.options, self.accelerator = options, accelerator
-        self.log = JsonLog(out / "log.jsonl", first_step) if accelerator.is_main_process else None
+        self.log = None
+        if accelerator.is_main_process:
+            self.log = JsonLog(out / "log.jsonl", first_step)
+            note_start(out, first_step, config, accelerator)
         self.alarm = Alarm(options.optimizer)
         self.note = ""  # what the progress bar says beside the numbers of tiles
         self._images = images

@@ -195,3 +195,15 @@ def test_regression_does_not_depend_on_the_scale_of_a_feature():
         logistic_predictions(train, labels, groups, test),
         logistic_predictions(train * scales + 5, labels, groups, test * scales + 5),
     )
+
+
+def test_with_groups_the_judge_says_how_sure_it_is(folder):
+    groups = read_tile_folder(folder).subset("val").groups
+    features_of = lambda encoder, pixels: encoder(pixels)  # noqa: E731
+    alone = judge_of(folder, features_of)(Roughness())
+    found = judge_of(folder, features_of, groups=groups)(Roughness())
+    assert {name: found[name] for name in alone} == alone and set(alone) == {"knn_accuracy", "knn_balanced_accuracy"}
+    assert found["knn_accuracy_low"] <= found["knn_accuracy"] <= found["knn_accuracy_high"]
+    assert (found["knn_tiles"], found["knn_groups"]) == (30, 10)
+    of_one = judge_of(folder, features_of, groups=["same"] * 30)(Roughness())
+    assert of_one["knn_groups"] == 1 and "knn_accuracy_low" not in of_one

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_from_disk
+from huggingface_hub import DatasetCard
 from loopback_hub import hub_environment, loopback_hub
 
 from hf_pathology.errors import UserError
@@ -139,7 +140,8 @@ PUSH_AND_LOAD = """
 import sys
 from datasets import load_dataset
 from hf_pathology.features.store import features_path
-from hf_pathology.features.tables import from_dataset, push_features
+from hf_pathology.features.tables import from_dataset
+from hf_pathology.hub_upload.push_features import push_features
 
 push_features(sys.argv[1], "org/bags", sys.argv[2])
 for bag in from_dataset(load_dataset("org/bags", split="train")):
@@ -158,5 +160,8 @@ def test_bags_come_back_bit_by_bit_from_the_hub(tmp_path, per):
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     files = hub.dataset("org/bags").files
+    card = DatasetCard(files["README.md"].decode())
+    assert "org/bags" in card.text and "14 vectors of 7 numbers" in card.text and "pathology" in card.data.tags
+    assert card.data.dataset_info["splits"][0]["num_examples"] == (2 if per == "slide" else 14)
     assert [name for name in files if name.endswith(".parquet")] == ["data/train-00000-of-00001.parquet"]
     assert_same(list(saved_bags(tmp_path / "back")), bags)

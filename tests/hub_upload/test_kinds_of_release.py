@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 from datasets import disable_progress_bars, enable_progress_bars
+from huggingface_hub import DatasetCard
 from peft import LoraConfig, get_peft_model
 from releases import CARD, release_encoder, small_vit
 from safetensors.torch import load_file, save_file
 
+from hf_pathology.commands.release import record_of_training
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures, features_path
+from hf_pathology.hub_upload.dataset_cards import features_card
 from hf_pathology.hub_upload.export import write_fingerprint
 from hf_pathology.hub_upload.feature_dataset import feature_dataset, holds_features
 from hf_pathology.hub_upload.release import check_adapter, check_dataset, check_model
 from hf_pathology.hub_upload.release_files import contents_of
-from hf_pathology.hub_upload.run_files import files_of_run
 from hf_pathology.training.integrity import sealed_index
 
 
@@ -47,26 +49,36 @@ def write_run(folder: Path) -> Path:
     index = sealed_index(checkpoint, {"step": 20, "config": {"learning_rate": 0.1}})
     (checkpoint / "checkpoint.json").write_text(json.dumps(index))
     (folder / "log.jsonl").write_text('{"step": 20, "loss": 1.0}\n')
+    (folder / "config.yaml").write_text("learning_rate: 0.1\nslides: /home/jane/slides\n")
+    (folder / "run.json").write_text('{"method": "DINO"}')
     return release_encoder(folder / "encoder")
 
 
 def test_a_release_with_its_training_has_all_weights_log_and_options_and_no_pickle(tmp_path):
     encoder = write_run(tmp_path / "run")
-    contents = contents_of(encoder, "org/name", [], files_of_run(encoder))
-    added = {file.path for file in contents.files if "/" in file.path}
-    assert added == {"training/log.jsonl", "training/model.safetensors", "training/options.json"}
-    options = json.loads(contents["training/options.json"].source)
-    assert options == {"step": 20, "config": {"learning_rate": 0.1}}
-    assert sorted(load_file(contents["training/model.safetensors"].source)) == ["student.a", "teacher.a"]
+    before = (encoder / "README.md").read_text()
+    with record_of_training(encoder, True) as more:
+        contents = contents_of(encoder, "org/name", [], more)
+        added = {file.path for file in contents.files if "/" in file.path}
+        assert added == {
+            f"training/{name}" for name in ("checkpoint.safetensors", "config.yaml", "log.jsonl", "run.json")
+        }
+        options = contents["training/config.yaml"].source.read_text()
+        assert "learning_rate: 0.1" in options and "jane" not in options
+        assert sorted(load_file(contents["training/checkpoint.safetensors"].source)) == ["student.a", "teacher.a"]
+        card = contents["README.md"].source.decode()
+        assert "after 20 steps" in card and "training/checkpoint.safetensors" in card and "PATH_OR_ID" not in card
+    assert (encoder / "README.md").read_text() == before and not (encoder / "training").exists()
 
 
 def test_a_damaged_checkpoint_is_not_released(tmp_path):
     encoder = write_run(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step_00000020" / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="step_00000020 is damaged"):
-        files_of_run(encoder)
-    with pytest.raises(UserError, match="is no folder of a run"):
-        files_of_run(release_encoder(tmp_path / "alone" / "encoder"))
+    with pytest.raises(UserError, match="checkpoints"), record_of_training(encoder, True):
+        pass
+    with pytest.raises(UserError, match="has no config.yaml"):
+        with record_of_training(release_encoder(tmp_path / "alone" / "encoder"), True):
+            pass
 
 
 # Models.
@@ -119,10 +131,19 @@ def test_a_folder_of_features_becomes_a_dataset_with_a_card(tmp_path, per):
         contents = contents_of(folder, "org/name", [])
         assert [file.path for file in contents.files] == ["README.md", "data/train-00000-of-00001.parquet"]
         card = contents["README.md"].source.decode()
-        assert "14 tiles of 2 slides as 7 numbers each (float32), made by `e`" in card and f"A row is a {per}" in card
+        assert "14 vectors of 7 numbers (float32)" in card and 'load_dataset("org/name", split="train")' in card
+        assert ("| `feature` |" in card) == (per == "tile")
         checked = check_dataset(contents)
         assert not checked.fails and "train has" in checked.passed
     assert not folder.exists()
+
+
+def test_the_card_that_embed_wrote_becomes_one_of_rows_with_its_licence(tmp_path):
+    bag("a.svs", 9).save(features_path(tmp_path, "a.svs"))
+    (tmp_path / "README.md").write_text(features_card(tmp_path, licence="cc-by-4.0"))
+    with feature_dataset(tmp_path, "slide") as folder:
+        card = DatasetCard((folder / "README.md").read_text())
+    assert card.data.license == "cc-by-4.0" and "load_dataset(" in card.text
 
 
 def test_a_card_of_ones_own_is_kept_and_features_of_two_kinds_are_refused(tmp_path):
