@@ -5,12 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UserError
-from ..hub_upload.export import write_fingerprint
-from ..hub_upload.feature_dataset import feature_dataset, holds_features
 from ..hub_upload.hub import Repository, Target, check_login
 from ..hub_upload.release import Check, check, plan, push
-from ..hub_upload.release_files import Contents, contents_of
-from ..hub_upload.run_files import files_of_run
+from ..hub_upload.release_files import Contents, contents_of, holds_features
 
 
 SHOWN = 20  # findings of a check that are printed
@@ -32,7 +29,11 @@ def release(
     """Checks the release, and pushes it when that was asked for; returns the exit code."""
     if fingerprint:
         write_missing_fingerprint(directory, trust_remote_code)
-    more = files_of_run(directory) if with_training else {}
+    more: dict[str, Path | bytes] = {}
+    if with_training:
+        from ..hub_upload.run_files import files_of_run
+
+        more = files_of_run(directory)
     with dataset_or_folder(directory, per) as folder:
         contents = contents_of(folder, target.repo_id, include, more)
         show_files(contents)
@@ -56,6 +57,8 @@ def release(
 
 def write_missing_fingerprint(directory: Path, trust_remote_code: bool) -> None:
     """Writes the fingerprint of a model that another program saved. Raises UserError when it does not load."""
+    from ..hub_upload.export import write_fingerprint
+
     try:
         write_fingerprint(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
@@ -68,6 +71,8 @@ def dataset_or_folder(directory: Path, per: str) -> Iterator[Path]:
     if (directory / "config.json").is_file() or not holds_features(directory):
         yield directory
         return
+    from ..hub_upload.feature_dataset import feature_dataset
+
     with feature_dataset(directory, per) as made:
         yield made
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures, features_path
 from hf_pathology.hub_upload.export import write_fingerprint
-from hf_pathology.hub_upload.feature_dataset import feature_dataset, holds_features
+from hf_pathology.hub_upload.feature_dataset import feature_dataset
 from hf_pathology.hub_upload.release import check_adapter, check_dataset, check_model
-from hf_pathology.hub_upload.release_files import contents_of
+from hf_pathology.hub_upload.release_files import contents_of, holds_features
 from hf_pathology.hub_upload.run_files import files_of_run
 from hf_pathology.training.integrity import sealed_index
 
