@@ -102,7 +102,7 @@ def release(
     target = Target(repo_id, private=private, gated=gated, tag=tag, update=update)
     if push:
         check_login()
-    from .commands.release import release as run  # loads torch: mistakes are told before
+    from .commands.release import release as run
 
     raise typer.Exit(
         run(

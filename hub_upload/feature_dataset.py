@@ -15,12 +15,6 @@ from hf_pathology.hub_upload.dataset_cards import features_card
 FILE_BYTES = 500_000_000  # of a Parquet file, about
 
 
-def holds_features(folder: Path) -> bool:
-    """Whether `embed` wrote the folder: features lie in it, or under it beside the record of the run."""
-    lies_in = any(folder.glob("*.features.safetensors"))
-    return lies_in or ((folder / "report.json").is_file() and any(folder.rglob("*.features.safetensors")))
-
-
 @contextmanager
 def feature_dataset(folder: Path, per: Row) -> Iterator[Path]:
     """A temporary folder with the features of `folder` as `data/*.parquet` and a card; it takes as much room again, twice.

@@ -14,11 +14,22 @@ from hf_pathology.hub_upload.names import public_name
 
 HEADS = {  # by the model type, and how regions are made in HIPT's
     "abmil": "gated attention over tiles",
+    "dsmil": "for each class, attention to tiles that are like its most telling one",
+    "deep_attn_misl": "layers of its own for each kind of tile, and attention over the kinds",
+    "deep_graph_conv": "convolutions over a graph of similar tiles, and attention",
     "hipt_slide transformer": "HIPT's transformers over the tiles of a region and over regions",
     "hipt_slide attention": "gated attention over the tiles of a region and over regions",
 }
 PAPERS = {
     "abmil": [("Ilse et al. 2018, Attention-based deep multiple instance learning", "1802.04712")],
+    "dsmil": [("Li et al. 2021, Dual-stream multiple instance learning network", "2011.08939")],
+    "deep_attn_misl": [
+        (
+            "Yao et al. 2020, Whole slide images based cancer survival prediction using attention guided deep MIL",
+            "2009.11169",
+        )
+    ],
+    "deep_graph_conv": [("Xu et al. 2019, How powerful are graph neural networks?", "1810.00826")],
     "hipt_slide": [
         ("Chen et al. 2022, Scaling vision transformers to gigapixel images via hierarchical learning", "2206.02647")
     ],

@@ -1,4 +1,7 @@
-"""A release: what goes up is checked, sent in one commit, tagged, and downloaded again to see that it is the same."""
+"""A release: what goes up is checked, sent in one commit, tagged, and downloaded again to see that it is the same.
+
+Models are only loaded in processes of their own, so that this one needs neither torch nor transformers.
+"""
 
 import hashlib
 import json
@@ -9,18 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from safetensors.torch import load_file
 
 from hf_pathology.errors import UserError
 from hf_pathology.hub_upload import hub
 from hf_pathology.hub_upload.card_check import check_card
 from hf_pathology.hub_upload.carried_code import foreign_code
 from hf_pathology.hub_upload.clean_process import verify_in_clean_process
-from hf_pathology.hub_upload.fingerprint import NAME as FINGERPRINT
 from hf_pathology.hub_upload.hub import Repository, Target
 from hf_pathology.hub_upload.identifiers import Finding, allow
 from hf_pathology.hub_upload.patient_data import search_file
-from hf_pathology.hub_upload.release_files import Contents
+from hf_pathology.hub_upload.release_files import FINGERPRINT, Contents
 
 
 @dataclass
@@ -82,6 +83,8 @@ def check_model(contents: Contents, trust_remote_code: bool) -> Check:
 
 def check_adapter(contents: Contents) -> Check:
     """An adapter gives what its base model makes of it: the base must be on the Hub, and the weights finite."""
+    from safetensors.torch import load_file
+
     with laid_out(contents) as folder:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
         weights = [load_file(path) for path in folder.glob("*.safetensors")]

@@ -33,6 +33,7 @@ BELONGS: dict[Kind, tuple[str, ...]] = {
 }  # fmt: skip
 LARGE = ("*.safetensors", "*.parquet", "*.tar", "*.bin", "*.npz", "*.png", "*.jpg", "*.zip")  # always LFS on the Hub
 LARGE_BYTES = 10_000_000  # from this size on, every file is
+FINGERPRINT = "fingerprint.json"
 PLACEHOLDER = "PATH_OR_ID"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -104,6 +105,12 @@ def kind_of(folder: Path) -> Kind:
     raise UserError(
         f"{folder} holds no config.json, no shards and no features: pass what a recipe, `shard`, `embed` or `train-mil` wrote"
     )
+
+
+def holds_features(folder: Path) -> bool:
+    """Whether `embed` wrote the folder: features lie in it, or under it beside the record of the run."""
+    lies_in = any(folder.glob("*.features.safetensors"))
+    return lies_in or ((folder / "report.json").is_file() and any(folder.rglob("*.features.safetensors")))
 
 
 def contents_of(

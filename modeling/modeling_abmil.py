@@ -1,5 +1,7 @@
 """Gated-attention multiple-instance learning (Ilse et al. 2018, arXiv 1802.04712): a head over the tiles of a slide."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,6 +10,10 @@ from transformers.activations import ACT2FN
 from .configuration_abmil import AbmilConfig
 from .gated_attention import GatedAttention
 from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+
+
+if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .survival_loss import discrete_survival_loss  # noqa: F401
 
 
 class AbmilForSlideClassification(PreTrainedModel):

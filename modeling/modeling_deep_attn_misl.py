@@ -1,5 +1,7 @@
 """DeepAttnMISL (Yao et al. 2020, arXiv 2009.11169): a slide is its kinds of tiles, and each kind has layers of its own."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -7,6 +9,10 @@ from transformers import PreTrainedModel
 from .configuration_deep_attn_misl import DeepAttnMislConfig
 from .gated_attention import GatedAttention
 from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+
+
+if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .survival_loss import discrete_survival_loss  # noqa: F401
 
 
 class DeepAttnMislForSlideClassification(PreTrainedModel):

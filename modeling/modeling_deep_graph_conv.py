@@ -1,5 +1,7 @@
 """DeepGraphConv (Li et al. 2018, MICCAI): tiles hear from their neighbours in a graph before attention pools them."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -7,6 +9,10 @@ from transformers import PreTrainedModel
 from .configuration_deep_graph_conv import DeepGraphConvConfig
 from .gated_attention import GatedAttention
 from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+
+
+if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .survival_loss import discrete_survival_loss  # noqa: F401
 
 
 DISTANCES = 2**24  # held at once

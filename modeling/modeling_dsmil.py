@@ -1,11 +1,17 @@
 """Dual-stream multiple-instance learning (Li et al. 2021, arXiv 2011.08939): the most telling tile asks for others like it."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from .configuration_dsmil import DsmilConfig
 from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+
+
+if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .survival_loss import discrete_survival_loss  # noqa: F401
 
 
 class DsmilForSlideClassification(PreTrainedModel):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files 
     from .configuration_hipt import HiptRegionConfig  # noqa: F401
     from .drop_path import trunk_layers  # noqa: F401
     from .position import use_dino_interpolation  # noqa: F401
+    from .survival_loss import discrete_survival_loss  # noqa: F401
     from .trunk import make_trunk  # noqa: F401
 
 

@@ -6,12 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import UserError
-from ..hub_upload.export import write_fingerprint
-from ..hub_upload.feature_dataset import feature_dataset, holds_features
 from ..hub_upload.hub import Repository, Target, check_login
 from ..hub_upload.release import Check, check, plan, push
-from ..hub_upload.release_files import Contents, contents_of
-from ..hub_upload.training_record import FOLDER, read_card, with_training_record, write_training_record
+from ..hub_upload.release_files import Contents, contents_of, holds_features
 
 
 SHOWN = 20  # findings of a check that are printed
@@ -56,6 +53,8 @@ def release(
 
 def write_missing_fingerprint(directory: Path, trust_remote_code: bool) -> None:
     """Writes the fingerprint of a model that another program saved. Raises UserError when it does not load."""
+    from ..hub_upload.export import write_fingerprint
+
     try:
         write_fingerprint(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
@@ -68,6 +67,8 @@ def dataset_or_folder(directory: Path, per: str) -> Iterator[Path]:
     if (directory / "config.json").is_file() or not holds_features(directory):
         yield directory
         return
+    from ..hub_upload.feature_dataset import feature_dataset
+
     with feature_dataset(directory, per) as made:
         yield made
 
@@ -78,6 +79,8 @@ def record_of_training(encoder: Path, asked: bool) -> Iterator[dict[str, Path | 
     if not asked:
         yield {}
         return
+    from ..hub_upload.training_record import FOLDER, read_card, with_training_record, write_training_record
+
     if not (encoder / "config.json").is_file():
         raise UserError(f"{encoder} is no encoder of a run: leave out --with-training")
     with TemporaryDirectory() as temporary:

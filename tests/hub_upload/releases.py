@@ -8,13 +8,10 @@ from pathlib import Path
 
 import torch
 from loopback_hub import TOKEN, LoopbackHub, hub_environment
-from programs import Finished
 from transformers import ViTConfig, ViTModel
 
 from hf_pathology.hub_upload.export import export_encoder
 
-
-TESTS = str(Path(__file__).resolve().parents[1])
 
 CARD = """---
 library_name: transformers
@@ -56,22 +53,29 @@ def run_python(
 
 COMMANDS = """
 import json, os, sys
-from programs import run_command
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from hf_pathology.cli import main
 for words in json.loads(sys.argv[1]):
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         os.environ[name] = value
-    ran = run_command(*words)
-    print(json.dumps([ran.returncode, ran.stdout, ran.stderr]), file=sys.__stdout__, flush=True)
+    sys.argv, code, out, err = ["hf-pathology", *words], 0, StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 
 
-def run_commands(hub: LoopbackHub, home: Path, *commands: list) -> list[Finished]:
+def run_commands(hub: LoopbackHub, home: Path, *commands: list) -> list[subprocess.CompletedProcess]:
     """`hf-pathology` with the words of each command, one after the other in one process for which `hub` is the Hub.
 
     A command may begin with words such as HF_TOKEN=..., which hold from there on.
     """
     words = json.dumps([[str(word) for word in command] for command in commands])
-    ran = run_python(hub, home, "-c", COMMANDS, words, PYTHONPATH=TESTS)
+    ran = run_python(hub, home, "-c", COMMANDS, words)
     assert ran.returncode == 0, ran.stderr
-    return [Finished(*json.loads(line)) for line in ran.stdout.splitlines()]
+    return [subprocess.CompletedProcess([], *json.loads(line)) for line in ran.stdout.splitlines()]

@@ -115,7 +115,7 @@ def test_the_weights_can_be_told_by_their_hash(cards, made):
         for file in files:
             assert f"SHA-256 of `{file.name}`: `{sha256_of(file)}`" in cards[kind], kind
     assert sha256_of(made / "shards" / "shards.json") in cards["tiles"]
-    assert f"SHA-256 of that file: `{'ab' * 32}`" in cards["converted"]
+    assert f"SHA-256 of the original `vits8.pth` (1,234 bytes): `{'ab' * 32}`" in cards["converted"]
 
 
 def test_the_judge_of_a_pretraining_is_told_with_its_interval(cards, made):
@@ -212,21 +212,20 @@ def test_missing_records_are_named(made):
         assert missing in card
     assert "Not recorded with this release." in card and "Not stated by those who made it." in card
     assert "SHA-256 of the weights: not recorded" in card
-    bare = converted(source={}, network=None, used=None, left_out={}, unexpected=[], architecture={})
-    assert "weights taken: not recorded, of the network not recorded" in bare
-    assert "SHA-256 of that file: not recorded" in bare and "an unknown resolution" in bare
+    assert "an unknown resolution" in converted()
 
 
 def test_a_converted_checkpoint_says_what_was_taken_and_what_was_left(cards):
     for fact in (
         "`vits8.pth`",
-        "150, of the network `teacher`",
+        "taken: `teacher`, a ViT: 150 tensors",
         "left out: 7 of `head`",
         "`extra.weight`",
         "not in the file: none",
     ):
         assert fact in cards["converted"], fact
-    assert "converted from: `vits8.pth`" in cards["converted"]
+    both = converted(sources=[SOURCE, {**SOURCE, "files": [{"file": "vit4k.pth", "bytes": 5, "sha256": "cd" * 32}]}])
+    assert "# vits8.pth and vit4k.pth, converted for transformers" in both and both.count("taken: `teacher`") == 2
 
 
 def test_a_new_kind_of_card_is_a_template_that_fills_one_block(tmp_path):

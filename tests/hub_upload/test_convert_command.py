@@ -63,7 +63,7 @@ def test_it_says_what_was_taken_and_left_out_and_writes_the_same(tmp_path):
     assert source["files"][0]["file"] == file.name and source["files"][0]["bytes"] == file.stat().st_size
     assert len(source["files"][0]["sha256"]) == 64 and source["missing"] == source["unexpected"] == []
     card = (out / "README.md").read_text()
-    assert source["files"][0]["sha256"] in card and "student network (38)" in card
+    assert source["files"][0]["sha256"] in card and "left out: 38 of `student network`" in card
     processor = AutoImageProcessor.from_pretrained(out)
     assert (processor.mpp, processor.tile_size, processor.pooling) == (0.5, 256, "cls")
 

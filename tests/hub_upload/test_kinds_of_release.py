@@ -17,9 +17,9 @@ from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures, features_path
 from hf_pathology.hub_upload.dataset_cards import features_card
 from hf_pathology.hub_upload.export import write_fingerprint
-from hf_pathology.hub_upload.feature_dataset import feature_dataset, holds_features
+from hf_pathology.hub_upload.feature_dataset import feature_dataset
 from hf_pathology.hub_upload.release import check_adapter, check_dataset, check_model
-from hf_pathology.hub_upload.release_files import contents_of
+from hf_pathology.hub_upload.release_files import contents_of, holds_features
 from hf_pathology.training.integrity import sealed_index
 
 
@@ -74,11 +74,11 @@ def test_a_release_with_its_training_has_all_weights_log_and_options_and_no_pick
 def test_a_damaged_checkpoint_is_not_released(tmp_path):
     encoder = write_run(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step_00000020" / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="checkpoints"), record_of_training(encoder, True):
+    with pytest.raises(UserError, match="step_00000020 is damaged"), record_of_training(encoder, True):
         pass
-    with pytest.raises(UserError, match="has no config.yaml"):
-        with record_of_training(release_encoder(tmp_path / "alone" / "encoder"), True):
-            pass
+    alone = release_encoder(tmp_path / "alone" / "encoder")
+    with pytest.raises(UserError, match="has no config.yaml"), record_of_training(alone, True):
+        pass
 
 
 # Models.

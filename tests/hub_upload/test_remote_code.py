@@ -9,7 +9,14 @@ import hf_pathology.modeling
 
 
 MODELING = Path(hf_pathology.modeling.__file__).parent
-KINDS = ("abmil", "hipt", "hipt_slide")  # whose releases bring their code
+KINDS = (
+    "abmil",
+    "deep_attn_misl",
+    "deep_graph_conv",
+    "dsmil",
+    "hipt",
+    "hipt_slide",
+)  # whose releases bring their code
 
 
 @pytest.mark.parametrize("file", [f"{part}_{kind}.py" for kind in KINDS for part in ("configuration", "modeling")])
