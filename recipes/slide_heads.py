@@ -14,6 +14,7 @@ from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures
 from hf_pathology.hub_upload.card import write_card
 from hf_pathology.hub_upload.head_cards import head_card
+from hf_pathology.hub_upload.names import public_name
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.configuration_hipt_slide import HiptSlideConfig
 from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
@@ -82,7 +83,7 @@ def new_head(
         "id2label": dict(enumerate(classes)),
         "label2id": {name: index for index, name in enumerate(classes)},
         "problem_type": "single_label_classification",
-        "encoder": bag.encoder,
+        "encoder": public_name(bag.encoder),  # the head may be published; its revision tells the weights
         "encoder_revision": bag.revision,
         "pooling": bag.pooling,
         "mpp": bag.mpp,
