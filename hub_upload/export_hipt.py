@@ -57,6 +57,9 @@ def plain_hipt(model: HiptModel) -> HiptModel:
     """A copy of `model` on the CPU, in eval mode, whose configuration has nothing of training."""
     config = HiptConfig.from_dict(model.config.to_dict())
     config.tile_config = release_model(model.tile_encoder).config
+    config.tile_config.name_or_path = config.region_config.name_or_path = (
+        ""  # transformers would publish where they lay
+    )
     copy = HiptModel(config)
     copy.load_state_dict({name: weight.cpu() for name, weight in model.state_dict().items()})
     return copy.eval()

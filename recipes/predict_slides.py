@@ -18,6 +18,7 @@ from hf_pathology.errors import UserError
 from hf_pathology.evaluation.cross_validation import probability_columns
 from hf_pathology.features.bags import draw_batch, feature_keys, load_bags, tiles_of
 from hf_pathology.features.store import SlideFeatures
+from hf_pathology.hub_upload.names import public_name
 from hf_pathology.modeling.modeling_slide_output import SlideOutput
 from hf_pathology.training.config import parse_config
 from hf_pathology.training.start import run_recipe
@@ -54,9 +55,10 @@ def check_kind(head: PreTrainedModel, bag: SlideFeatures) -> None:
     has no revision, the encoder's name counts.
     """
     config = head.config
+    named = config.encoder and public_name(config.encoder)
     same_weights = config.encoder_revision and config.encoder_revision == bag.revision
     pairs = {
-        "encoder": (config.encoder, config.encoder if same_weights else bag.encoder),
+        "encoder": (named, named if same_weights else public_name(bag.encoder)),
         "encoder revision": (config.encoder_revision or None, bag.revision),
         "pooling": (config.pooling, bag.pooling),
         "mpp": (config.mpp, bag.mpp),

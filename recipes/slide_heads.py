@@ -16,6 +16,7 @@ from hf_pathology.features.store import SlideFeatures
 from hf_pathology.hub_upload.card import write_card
 from hf_pathology.hub_upload.export import write_fingerprint
 from hf_pathology.hub_upload.head_cards import head_card
+from hf_pathology.hub_upload.names import public_name
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.configuration_deep_attn_misl import DeepAttnMislConfig
 from hf_pathology.modeling.configuration_deep_graph_conv import DeepGraphConvConfig
@@ -99,7 +100,7 @@ def new_head(
         "id2label": dict(enumerate(classes)),
         "label2id": {name: index for index, name in enumerate(classes)},
         "problem_type": "single_label_classification",
-        "encoder": bag.encoder,
+        "encoder": public_name(bag.encoder),  # the head may be published; its revision tells the weights
         "encoder_revision": bag.revision,
         "pooling": bag.pooling,
         "mpp": bag.mpp,

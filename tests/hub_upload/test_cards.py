@@ -265,6 +265,12 @@ def test_marks_are_filled_again_and_foreign_cards_stay_as_they_are(tmp_path):
     assert fill_in("# A card", "training record", "- x").count("- x") == 1
 
 
+@pytest.mark.parametrize("kind", ["abmil", "hipt head", "encoder", "hierarchy", "merged", "classifier"])
+def test_no_file_of_a_release_says_where_anything_lies(made, kind):
+    for file in (made / RELEASES[kind]).glob("*.json"):
+        assert str(made) not in file.read_text(), file.name
+
+
 @pytest.mark.parametrize(
     ("place", "name"),
     [
