@@ -49,6 +49,9 @@ for _config, _model in (
 # Whoever saves or pushes one of these brings its code along, so that it loads where this package is not installed.
 for _config, _model in (
     (AbmilConfig, AbmilForSlideClassification),
+    (DeepAttnMislConfig, DeepAttnMislForSlideClassification),
+    (DeepGraphConvConfig, DeepGraphConvForSlideClassification),
+    (DsmilConfig, DsmilForSlideClassification),
     (HiptConfig, HiptModel),
     (HiptRegionConfig, HiptRegionModel),
     (HiptSlideConfig, HiptForSlideClassification),

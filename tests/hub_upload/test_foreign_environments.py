@@ -20,11 +20,9 @@ from transformers import AutoModel, ViTConfig, ViTModel
 
 from hf_pathology.hub_upload.export import export_encoder
 from hf_pathology.hub_upload.export_hipt import export_region_encoder
-from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.configuration_hipt_slide import HiptSlideConfig
-from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
 from hf_pathology.modeling.modeling_hipt_slide import HiptForSlideClassification
-from hf_pathology.recipes.slide_heads import save_head
+from hf_pathology.recipes.slide_heads import OVER_TILES, save_head
 
 
 WIDTH = 16
@@ -64,8 +62,8 @@ def released(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     release_hierarchy(folder / "hipt")
     export_region_encoder(AutoModel.from_pretrained(folder / "hipt").region_encoder, folder / "hipt_region")
-    head = AbmilForSlideClassification(AbmilConfig(input_dim=WIDTH, **CLASSES))
-    save_head(head, folder / "abmil")
+    for name, (config, head) in OVER_TILES.items():
+        save_head(head(config(input_dim=WIDTH, **CLASSES)), folder / name)
     for local in ("transformer", "attention"):
         regions = {"region_config": {**REGIONS, "grid_size": REGION}} if local == "transformer" else {}
         shape = {"input_dim": WIDTH, "region_tiles": REGION**2, "hidden_size": 12}
@@ -90,7 +88,7 @@ def released(tmp_path_factory) -> Path:
 INPUTS = {
     "hipt": ["pixels"],
     "hipt_region": ["grid"],
-    "abmil": ["bag", "mask"],
+    **{name: ["bag", "mask"] for name in OVER_TILES},
     "hipt_slide_transformer": ["bag", "mask"],
     "hipt_slide_attention": ["bag", "mask"],
     "vit": ["tile"],
