@@ -182,7 +182,7 @@ def converted_card(
     """
     model_type = model.config.model_type
     files = [file for source in conversion["sources"] for file in source["files"]]
-    title = f"{' and '.join(public_name(file['file']) for file in files)}, converted for transformers"
+    title = f"{' and '.join(public_name(file['file']) for file in files)} ({format}), converted for transformers"
     facts = Facts(
         title,
         licence=licence,

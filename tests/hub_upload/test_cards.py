@@ -225,7 +225,7 @@ def test_a_converted_checkpoint_says_what_was_taken_and_what_was_left(cards):
     ):
         assert fact in cards["converted"], fact
     both = converted(sources=[SOURCE, {**SOURCE, "files": [{"file": "vit4k.pth", "bytes": 5, "sha256": "cd" * 32}]}])
-    assert "# vits8.pth and vit4k.pth, converted for transformers" in both and both.count("taken: `teacher`") == 2
+    assert "# vits8.pth and vit4k.pth (dino), converted for transformers" in both and both.count("taken: `teacher`") == 2
 
 
 def test_a_new_kind_of_card_is_a_template_that_fills_one_block(tmp_path):
