@@ -9,7 +9,7 @@ from transformers import AutoModel, BaseImageProcessor, PreTrainedModel, ViTImag
 
 from hf_pathology.atomic import atomic_directory, write_json
 from hf_pathology.hub_upload import fingerprint
-from hf_pathology.hub_upload.card import write_card
+from hf_pathology.hub_upload.cards.card import write_card
 
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]

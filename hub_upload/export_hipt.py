@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, ViTImageProcessor
 
 from hf_pathology.atomic import atomic_directory
-from hf_pathology.hub_upload.card import write_card
+from hf_pathology.hub_upload.cards.card import write_card
 from hf_pathology.hub_upload.export import release_model, release_processor, write_fingerprint, write_release
 from hf_pathology.modeling.configuration_hipt import HiptConfig, HiptRegionConfig
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel

@@ -9,7 +9,7 @@ from datasets import disable_progress_bars
 from huggingface_hub import DatasetCard
 
 from hf_pathology.features.tables import Row, saved_bags, to_dataset
-from hf_pathology.hub_upload.dataset_cards import features_card
+from hf_pathology.hub_upload.cards.dataset_cards import features_card
 
 
 FILE_BYTES = 500_000_000  # of a Parquet file, about

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 
 from hf_pathology.features.tables import Row, saved_bags, to_dataset
-from hf_pathology.hub_upload.dataset_cards import features_card
+from hf_pathology.hub_upload.cards.dataset_cards import features_card
 
 
 def push_features(

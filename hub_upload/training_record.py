@@ -9,8 +9,8 @@ import yaml
 
 from hf_pathology.atomic import atomic_directory, atomic_path, write_json
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.card import TRAINING_RECORD, fill_in, sha256_of
-from hf_pathology.hub_upload.names import without_paths
+from hf_pathology.hub_upload.cards.card import TRAINING_RECORD, fill_in, sha256_of
+from hf_pathology.hub_upload.cards.names import without_paths
 from hf_pathology.training.config import read_yaml
 from hf_pathology.training.init_from import WEIGHTS, checkpoint_at
 from hf_pathology.training.integrity import INDEX

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from hf_pathology.errors import UserError
 from hf_pathology.features.encoder import revision_of
-from hf_pathology.hub_upload.card import Base, CardOptions
-from hf_pathology.hub_upload.cards import encoder_card
+from hf_pathology.hub_upload.cards.card import Base, CardOptions
+from hf_pathology.hub_upload.cards.encoder_cards import encoder_card
+from hf_pathology.hub_upload.cards.run_facts import read_run
 from hf_pathology.hub_upload.export import export_encoder
-from hf_pathology.hub_upload.run_facts import read_run
 from hf_pathology.modeling.trunk import has_class_token, trunk_width
 from hf_pathology.recipes.slide_data import TileData
 from hf_pathology.tiles.views import ViewOptions

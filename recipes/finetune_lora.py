@@ -32,10 +32,10 @@ from hf_pathology.evaluation.probe import logistic_probe
 from hf_pathology.evaluation.scoring import load_metric
 from hf_pathology.features.encoder import Encoder, load_encoder
 from hf_pathology.features.pooling import pool
-from hf_pathology.hub_upload.card import Base, CardOptions, write_card
-from hf_pathology.hub_upload.cost import cost_of_seconds
+from hf_pathology.hub_upload.cards.card import Base, CardOptions, write_card
+from hf_pathology.hub_upload.cards.cost import cost_of_seconds
+from hf_pathology.hub_upload.cards.head_cards import adapter_card
 from hf_pathology.hub_upload.export import release_model, release_processor, write_release
-from hf_pathology.hub_upload.head_cards import adapter_card
 from hf_pathology.modeling.modeling_tile_classifier import vit_classifier
 from hf_pathology.tiles.folder import LabelledTiles, TileDataset, colour_numbers, read_tile_folder, split_by_group
 from hf_pathology.training.config import parse_config

@@ -9,10 +9,10 @@ from hf_pathology.errors import UserError
 from hf_pathology.features.encoder import Encoder, load_encoder
 from hf_pathology.features.exchange import UNKNOWN
 from hf_pathology.features.region_blocks import RegionBlocks
-from hf_pathology.hub_upload.card import Base, CardOptions
-from hf_pathology.hub_upload.cards import hipt_card
+from hf_pathology.hub_upload.cards.card import Base, CardOptions
+from hf_pathology.hub_upload.cards.encoder_cards import hipt_card
+from hf_pathology.hub_upload.cards.run_facts import read_run
 from hf_pathology.hub_upload.export_hipt import export_hipt, export_region_encoder
-from hf_pathology.hub_upload.run_facts import read_run
 from hf_pathology.modeling.configuration_hipt import HiptConfig
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
 from hf_pathology.recipes.encoder_release import base_of, steps_done

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from hf_pathology.hub_upload.card import CardOptions
+from hf_pathology.hub_upload.cards.card import CardOptions
 from hf_pathology.modeling.configuration_dinov2 import Dinov2PreTrainingConfig
 from hf_pathology.modeling.modeling_dinov2 import Dinov2ForPreTraining
 from hf_pathology.recipes.encoder_release import EncoderRelease, end_run

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hf_pathology.features.grid_crops import GridCropOptions, GridCrops
-from hf_pathology.hub_upload.card import CardOptions
+from hf_pathology.hub_upload.cards.card import CardOptions
 from hf_pathology.modeling.configuration_dino import DinoConfig
 from hf_pathology.modeling.modeling_dino import DinoForPreTraining
 from hf_pathology.recipes.encoder_release import end_run

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hf_pathology.hub_upload.card import CardOptions
+from hf_pathology.hub_upload.cards.card import CardOptions
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.recipes.encoder_release import EncoderRelease, end_run

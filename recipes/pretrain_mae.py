@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hf_pathology.atomic import atomic_directory
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.card import CardOptions
+from hf_pathology.hub_upload.cards.card import CardOptions
 from hf_pathology.modeling.configuration_mae import MaeConfig
 from hf_pathology.modeling.modeling_mae import MaeForPreTraining, hidden_count
 from hf_pathology.recipes.encoder_release import EncoderRelease, end_run

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hf_pathology.features.grid_crops import GridCropOptions, GridCrops
-from hf_pathology.hub_upload.card import CardOptions
+from hf_pathology.hub_upload.cards.card import CardOptions
 from hf_pathology.modeling.configuration_slpd import SlpdConfig
 from hf_pathology.modeling.modeling_slpd import SlpdForPreTraining
 from hf_pathology.recipes.encoder_release import end_run

@@ -13,10 +13,10 @@ from transformers import AutoModel, PreTrainedModel
 from hf_pathology.atomic import atomic_directory
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures
-from hf_pathology.hub_upload.card import write_card
+from hf_pathology.hub_upload.cards.card import write_card
+from hf_pathology.hub_upload.cards.head_cards import head_card
+from hf_pathology.hub_upload.cards.names import public_name
 from hf_pathology.hub_upload.export import write_fingerprint
-from hf_pathology.hub_upload.head_cards import head_card
-from hf_pathology.hub_upload.names import public_name
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.configuration_deep_attn_misl import DeepAttnMislConfig
 from hf_pathology.modeling.configuration_deep_graph_conv import DeepGraphConvConfig

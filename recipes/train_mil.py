@@ -26,9 +26,9 @@ from hf_pathology.evaluation.splits import stratified_case_folds
 from hf_pathology.features.bags import draw_batch, read_labelled_bags, tiles_of
 from hf_pathology.features.encoder import revision_of
 from hf_pathology.features.store import SlideFeatures
-from hf_pathology.hub_upload.card import Base, CardOptions
-from hf_pathology.hub_upload.cost import cost_of_seconds
-from hf_pathology.hub_upload.head_cards import head_card
+from hf_pathology.hub_upload.cards.card import Base, CardOptions
+from hf_pathology.hub_upload.cards.cost import cost_of_seconds
+from hf_pathology.hub_upload.cards.head_cards import head_card
 from hf_pathology.recipes.predict_slides import class_probabilities, write_table
 from hf_pathology.recipes.slide_heads import HeadOptions, new_head, region_tiles_of, save_head
 from hf_pathology.training.config import parse_config

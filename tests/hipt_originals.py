@@ -3,8 +3,8 @@
 import torch
 from originals import vit_config
 
-from hf_pathology.hub_upload.original_hipt import region_weights
-from hf_pathology.hub_upload.original_vit import vit_weights
+from hf_pathology.hub_upload.conversion.original_hipt import region_weights
+from hf_pathology.hub_upload.conversion.original_vit import vit_weights
 from hf_pathology.modeling.configuration_hipt import HiptConfig, HiptRegionConfig
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
 from hf_pathology.modeling.position import dino_position_table

@@ -13,7 +13,7 @@ from damage import spoil_tiles
 from datasets import load_dataset
 from programs import Finished, run_command, run_recipe_here
 
-from hf_pathology.hub_upload.dataset_cards import size_category
+from hf_pathology.hub_upload.cards.dataset_cards import size_category
 from hf_pathology.recipes import pretrain_ibot
 from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.synthetic import draw_slide

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from hf_pathology.hub_upload.conversion import Conversion, ConversionOptions
-from hf_pathology.hub_upload.conversion import convert as converted
-from hf_pathology.hub_upload.export_conversion import require_free, write_conversion
+from hf_pathology.hub_upload.conversion.convert import Conversion, ConversionOptions
+from hf_pathology.hub_upload.conversion.convert import convert as converted
+from hf_pathology.hub_upload.conversion.export import require_free, write_conversion
 
 from ..errors import UserError, require_at_least
 

@@ -24,8 +24,8 @@ from ..features.forward import TileEncoder
 from ..features.regions import REGION_LEVEL, SLIDE_LEVEL, TILE_LEVEL, write_region_features, write_slide_level
 from ..features.resume import EmbeddedSlide, EmbedOptions, find_embedded
 from ..features.timing import Timing, advice
-from ..hub_upload.card import check_licence, write_card
-from ..hub_upload.dataset_cards import features_card
+from ..hub_upload.cards.card import check_licence, write_card
+from ..hub_upload.cards.dataset_cards import features_card
 from ..progress import ProgressBar
 from ..record import RunRecord
 from ..report.page import write_report

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..features.bags import feature_keys
-from ..hub_upload.card import CardOptions
+from ..hub_upload.cards.card import CardOptions
 from ..recipes.predict_slides import predict as predict_slides
 from ..recipes.predict_slides import write_table
 from ..recipes.slide_heads import HeadOptions

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..hub_upload.card import check_licence, write_card
-from ..hub_upload.dataset_cards import tiles_card
+from ..hub_upload.cards.card import check_licence, write_card
+from ..hub_upload.cards.dataset_cards import tiles_card
 from ..progress import ProgressBar
 from ..record import RunRecord
 from ..slides.cohort import CohortSlide

@@ -20,13 +20,13 @@ from transformers import ViTConfig, ViTModel
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import features_path
 from hf_pathology.features.tables import saved_bags, to_dataset
-from hf_pathology.hub_upload.card import CardOptions, Facts, fill_in, render_card, sha256_of, write_card
-from hf_pathology.hub_upload.cards import converted_card
-from hf_pathology.hub_upload.cost import EnergyOptions, cost_of_run, energy_and_carbon
-from hf_pathology.hub_upload.dataset_cards import features_card
-from hf_pathology.hub_upload.evaluations import Evaluation
-from hf_pathology.hub_upload.head_cards import head_card
-from hf_pathology.hub_upload.names import public_name, without_paths
+from hf_pathology.hub_upload.cards.card import CardOptions, Facts, fill_in, render_card, sha256_of, write_card
+from hf_pathology.hub_upload.cards.cost import EnergyOptions, cost_of_run, energy_and_carbon
+from hf_pathology.hub_upload.cards.dataset_cards import features_card
+from hf_pathology.hub_upload.cards.encoder_cards import converted_card
+from hf_pathology.hub_upload.cards.evaluations import Evaluation
+from hf_pathology.hub_upload.cards.head_cards import head_card
+from hf_pathology.hub_upload.cards.names import public_name, without_paths
 from hf_pathology.hub_upload.training_record import add_training_record
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
@@ -225,7 +225,9 @@ def test_a_converted_checkpoint_says_what_was_taken_and_what_was_left(cards):
     ):
         assert fact in cards["converted"], fact
     both = converted(sources=[SOURCE, {**SOURCE, "files": [{"file": "vit4k.pth", "bytes": 5, "sha256": "cd" * 32}]}])
-    assert "# vits8.pth and vit4k.pth (dino), converted for transformers" in both and both.count("taken: `teacher`") == 2
+    assert (
+        "# vits8.pth and vit4k.pth (dino), converted for transformers" in both and both.count("taken: `teacher`") == 2
+    )
 
 
 def test_a_new_kind_of_card_is_a_template_that_fills_one_block(tmp_path):

@@ -18,9 +18,9 @@ from originals import FIXTURES, read_case
 from torchvision.models import resnet18
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.checkpoint_formats import FORMATS
-from hf_pathology.hub_upload.checkpoint_keys import keep, take_network
-from hf_pathology.hub_upload.conversion import KEYS, Conversion, ConversionOptions, convert
+from hf_pathology.hub_upload.conversion.checkpoint_formats import FORMATS
+from hf_pathology.hub_upload.conversion.checkpoint_keys import keep, take_network
+from hf_pathology.hub_upload.conversion.convert import KEYS, Conversion, ConversionOptions, convert
 
 
 FILE = Path("checkpoint.pth")

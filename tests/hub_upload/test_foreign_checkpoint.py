@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch.serialization import get_safe_globals, safe_globals
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.foreign_checkpoint import open_checkpoint
+from hf_pathology.hub_upload.conversion.foreign_checkpoint import open_checkpoint
 
 
 WEIGHTS = {"norm.weight": torch.arange(4.0), "norm.bias": torch.zeros(4)}

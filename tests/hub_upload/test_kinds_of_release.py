@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from hf_pathology.commands.release import record_of_training
 from hf_pathology.errors import UserError
 from hf_pathology.features.store import SlideFeatures, features_path
-from hf_pathology.hub_upload.dataset_cards import features_card
+from hf_pathology.hub_upload.cards.dataset_cards import features_card
 from hf_pathology.hub_upload.export import write_fingerprint
 from hf_pathology.hub_upload.feature_dataset import feature_dataset
 from hf_pathology.hub_upload.release import check_adapter, check_dataset, check_model

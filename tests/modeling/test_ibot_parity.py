@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import ViTModel
 
-from hf_pathology.hub_upload.original_vit import vit_weights
+from hf_pathology.hub_upload.conversion.original_vit import vit_weights
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.modeling.position import dino_position_table, use_dino_interpolation

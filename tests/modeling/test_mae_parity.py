@@ -5,7 +5,7 @@ import torch
 from originals import Case, cases, read_case, vit_config
 from torch.testing import assert_close
 
-from hf_pathology.hub_upload.original_mae import mae_names, mae_weights
+from hf_pathology.hub_upload.conversion.original_mae import mae_names, mae_weights
 from hf_pathology.modeling.configuration_mae import MaeConfig
 from hf_pathology.modeling.mae_start import sincos_table
 from hf_pathology.modeling.modeling_mae import MaeForPreTraining, hidden_count

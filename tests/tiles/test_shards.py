@@ -23,7 +23,7 @@ from loopback_hub import hub_environment, loopback_hub
 from PIL import Image
 
 from hf_pathology.errors import SlideError, UserError
-from hf_pathology.hub_upload.dataset_cards import tiles_card
+from hf_pathology.hub_upload.cards.dataset_cards import tiles_card
 from hf_pathology.slides.aperio import write_aperio
 from hf_pathology.slides.cohort import CohortSlide
 from hf_pathology.slides.grid import tile_grid

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import ViTModel
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.original_vit import vit_names
+from hf_pathology.hub_upload.conversion.original_vit import vit_names
 from hf_pathology.modeling.configuration_ibot import IbotConfig
 from hf_pathology.modeling.modeling_ibot import IbotForPreTraining
 from hf_pathology.modeling.projection_head import ProjectionHead

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.foreign_archive import unpacked
-from hf_pathology.hub_upload.foreign_pickle import read_torch_file, require_size
+from hf_pathology.hub_upload.conversion.foreign_archive import unpacked
+from hf_pathology.hub_upload.conversion.foreign_pickle import read_torch_file, require_size
 
 
 MAX_BYTES = 16 * 10**9

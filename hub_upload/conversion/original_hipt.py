@@ -6,7 +6,13 @@ import torch
 from transformers import ViTModel
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.original_vit import block_keys, layer_fields, table_edge, vit_weights, with_weights
+from hf_pathology.hub_upload.conversion.original_vit import (
+    block_keys,
+    layer_fields,
+    table_edge,
+    vit_weights,
+    with_weights,
+)
 from hf_pathology.modeling.configuration_hipt import HiptConfig, HiptRegionConfig
 from hf_pathology.modeling.modeling_hipt import HiptModel, HiptRegionModel
 

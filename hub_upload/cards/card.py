@@ -17,9 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_pathology.atomic import atomic_path
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.cost import Cost, EnergyOptions
-from hf_pathology.hub_upload.evaluations import Evaluation
-from hf_pathology.hub_upload.names import is_hub_id, public_name, without_paths
+from hf_pathology.hub_upload.cards.cost import Cost, EnergyOptions
+from hf_pathology.hub_upload.cards.evaluations import Evaluation
+from hf_pathology.hub_upload.cards.names import is_hub_id, public_name, without_paths
 from hf_pathology.version import __version__
 
 

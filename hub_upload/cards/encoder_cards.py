@@ -7,10 +7,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
-from hf_pathology.hub_upload.card import Base, Facts, render_card
-from hf_pathology.hub_upload.evaluations import eval_results
-from hf_pathology.hub_upload.names import public_name
-from hf_pathology.hub_upload.run_facts import RunFacts
+from hf_pathology.hub_upload.cards.card import Base, Facts, render_card
+from hf_pathology.hub_upload.cards.evaluations import eval_results
+from hf_pathology.hub_upload.cards.names import public_name
+from hf_pathology.hub_upload.cards.run_facts import RunFacts
 from hf_pathology.slides.cohort import CohortSlide
 from hf_pathology.tiles.filters import FilterOptions
 

@@ -9,15 +9,15 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.checkpoint_formats import FORMATS, STATISTICS, format_named
-from hf_pathology.hub_upload.checkpoint_keys import KINDS, TakenNetwork, Tensors, keep, take_network
-from hf_pathology.hub_upload.conversion_notes import mae_notes, region_notes, resnet_notes, table_note, vit_notes
-from hf_pathology.hub_upload.foreign_checkpoint import MAX_BYTES, ForeignCheckpoint, open_checkpoint
-from hf_pathology.hub_upload.hub_vit import hub_config, hub_keys, hub_weights, require_vit
-from hf_pathology.hub_upload.original_hipt import hierarchy_of, region_keys, whole_region_encoder
-from hf_pathology.hub_upload.original_mae import mae_config, mae_keys, whole_mae
-from hf_pathology.hub_upload.original_resnet import resnet_keys, whole_resnet
-from hf_pathology.hub_upload.original_vit import vit_config, vit_keys, vit_weights, whole_vit
+from hf_pathology.hub_upload.conversion.checkpoint_formats import FORMATS, STATISTICS, format_named
+from hf_pathology.hub_upload.conversion.checkpoint_keys import KINDS, TakenNetwork, Tensors, keep, take_network
+from hf_pathology.hub_upload.conversion.foreign_checkpoint import MAX_BYTES, ForeignCheckpoint, open_checkpoint
+from hf_pathology.hub_upload.conversion.hub_vit import hub_config, hub_keys, hub_weights, require_vit
+from hf_pathology.hub_upload.conversion.notes import mae_notes, region_notes, resnet_notes, table_note, vit_notes
+from hf_pathology.hub_upload.conversion.original_hipt import hierarchy_of, region_keys, whole_region_encoder
+from hf_pathology.hub_upload.conversion.original_mae import mae_config, mae_keys, whole_mae
+from hf_pathology.hub_upload.conversion.original_resnet import resnet_keys, whole_resnet
+from hf_pathology.hub_upload.conversion.original_vit import vit_config, vit_keys, vit_weights, whole_vit
 from hf_pathology.version import __version__
 
 

@@ -5,11 +5,11 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
-from hf_pathology.hub_upload.card import Base, Facts, render_card
-from hf_pathology.hub_upload.cards import TAGS, count_of, resolution
-from hf_pathology.hub_upload.cost import Cost
-from hf_pathology.hub_upload.evaluations import eval_results, of_slide_head, of_tile_classifier
-from hf_pathology.hub_upload.names import public_name
+from hf_pathology.hub_upload.cards.card import Base, Facts, render_card
+from hf_pathology.hub_upload.cards.cost import Cost
+from hf_pathology.hub_upload.cards.encoder_cards import TAGS, count_of, resolution
+from hf_pathology.hub_upload.cards.evaluations import eval_results, of_slide_head, of_tile_classifier
+from hf_pathology.hub_upload.cards.names import public_name
 
 
 HEADS = {  # by the model type, and how regions are made in HIPT's

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.checkpoint_formats import BESIDE_THE_WEIGHTS, FORMATS, Network
+from hf_pathology.hub_upload.conversion.checkpoint_formats import BESIDE_THE_WEIGHTS, FORMATS, Network
 
 
 Tensors = dict[str, torch.Tensor]

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.foreign_pickle import require_size
+from hf_pathology.hub_upload.conversion.foreign_pickle import require_size
 
 
 MAX_MEMBERS = 10_000

@@ -11,9 +11,9 @@ from hf_pathology.errors import UserError
 from hf_pathology.features.bags import feature_keys
 from hf_pathology.features.store import SlideFeatures, features_path
 from hf_pathology.features.tables import Row
-from hf_pathology.hub_upload.card import Base, Facts, check_licence, render_card, sha256_of
-from hf_pathology.hub_upload.cards import TAGS, resolution, stated_cases
-from hf_pathology.hub_upload.names import public_name
+from hf_pathology.hub_upload.cards.card import Base, Facts, check_licence, render_card, sha256_of
+from hf_pathology.hub_upload.cards.encoder_cards import TAGS, resolution, stated_cases
+from hf_pathology.hub_upload.cards.names import public_name
 from hf_pathology.slides.cohort import CohortSlide
 from hf_pathology.slides.grid import TileGrid
 from hf_pathology.slides.tiling import grid_path

@@ -10,7 +10,7 @@ from transformers import ViTConfig
 from transformers.activations import ACT2FN
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.original_vit import LAYER_NORM_EPS, heads_of, table_edge
+from hf_pathology.hub_upload.conversion.original_vit import LAYER_NORM_EPS, heads_of, table_edge
 
 
 Tensors = dict[str, torch.Tensor]

@@ -6,7 +6,14 @@ from typing import Any
 import torch
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.original_vit import block_keys, index_in, vit_config, vit_keys, vit_names, with_weights
+from hf_pathology.hub_upload.conversion.original_vit import (
+    block_keys,
+    index_in,
+    vit_config,
+    vit_keys,
+    vit_names,
+    with_weights,
+)
 from hf_pathology.modeling.configuration_mae import MaeConfig
 from hf_pathology.modeling.modeling_mae import MaeForPreTraining
 

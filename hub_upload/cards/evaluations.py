@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from hf_pathology.hub_upload.names import last_part
+from hf_pathology.hub_upload.cards.names import last_part
 from hf_pathology.training.log import read_log
 
 

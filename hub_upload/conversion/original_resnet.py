@@ -11,7 +11,7 @@ import torch
 from transformers import ResNetConfig, ResNetModel
 
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.original_vit import with_weights
+from hf_pathology.hub_upload.conversion.original_vit import with_weights
 
 
 Tensors = dict[str, torch.Tensor]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_pathology.hub_upload.card import CardOptions, number
-from hf_pathology.hub_upload.cost import Cost, cost_of_run, read_run_file
-from hf_pathology.hub_upload.evaluations import Evaluation, judged
-from hf_pathology.hub_upload.names import last_part
+from hf_pathology.hub_upload.cards.card import CardOptions, number
+from hf_pathology.hub_upload.cards.cost import Cost, cost_of_run, read_run_file
+from hf_pathology.hub_upload.cards.evaluations import Evaluation, judged
+from hf_pathology.hub_upload.cards.names import last_part
 from hf_pathology.training.config import read_yaml
 from hf_pathology.training.log import read_log
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from hf_pathology.atomic import atomic_directory, write_json
 from hf_pathology.errors import UserError
-from hf_pathology.hub_upload.card import write_card
-from hf_pathology.hub_upload.cards import converted_card
-from hf_pathology.hub_upload.conversion import Conversion
+from hf_pathology.hub_upload.cards.card import write_card
+from hf_pathology.hub_upload.cards.encoder_cards import converted_card
+from hf_pathology.hub_upload.conversion.convert import Conversion
 from hf_pathology.hub_upload.export import export_encoder, release_processor, write_fingerprint
 from hf_pathology.hub_upload.export_hipt import export_hipt, export_region_encoder
 from hf_pathology.modeling.trunk import trunk_width

@@ -1,0 +1,1 @@
+"""The cards of models and datasets, made of what has been recorded."""

@@ -1,0 +1,1 @@
+"""Published checkpoints become releases, and nothing in them is trusted."""
