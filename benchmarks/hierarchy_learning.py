@@ -119,14 +119,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--min-regions", type=int, default=4, help="of a slide that SLPD clusters")
     parser.add_argument("--stained", action="store_true", help="slides differ in stain: most views are grey")
     parser.add_argument("--folds", type=int, default=10, help="of the neighbours")
+    parser.add_argument("--judge-only", action="store_true", help="of a run that has all its features")
     parser.add_argument("--report", type=Path, nargs="+", help="results to print as a table")
     asked = parser.parse_args(argv)
     if asked.report:
-        print("\n".join(table_of(asked.report)))
+        print("\n".join([*table_of(asked.report), "", *variance_table(asked.report)]))
         return
     if asked.run is None:
         parser.error("pass the slides and the folder of the run, or --report")
-    spent = train_both_levels(asked)
+    spent = {} if asked.judge_only else train_both_levels(asked)
     result = {"slides": asked.slides.name, "seed": asked.seed, "seconds": spent}
     result |= judge(asked.run, asked.slides / "cohort.csv", asked.folds)
     (asked.run / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -212,6 +213,8 @@ def judge(run: Path, cohort: Path, folds: int) -> dict[str, Any]:
         classes = sorted(set(data.labels))
         said = {"neighbours": knn_slides(data, folds=folds).votes, "regression": regression(data, folds)}
         sets[name] = {judge: probabilities.round(4).tolist() for judge, probabilities in said.items()}
+        if name != "mean colour":
+            sets[name]["variance"] = variance_shares(data)
     return {"sets": sets, "cases": list(map(str, data.cases)), "labels": list(data.labels), "classes": classes}
 
 
@@ -227,9 +230,33 @@ def regression(data: LabelledBags, folds: int) -> np.ndarray:
     return probabilities
 
 
+def variance_shares(data: LabelledBags) -> dict[str, float]:
+    """Which share of the variance of regions (of tiles: of their means over a region) lies between slides, and between classes."""
+    regions = []
+    for bag in data.bags:
+        features = np.where(bag.valid[:, None], bag.features, np.nan).astype(np.float64)
+        regions.append(np.nanmean(features.reshape(-1, bag.region**2, features.shape[1]), axis=1))
+    slide_of = np.repeat(np.arange(len(regions)), [len(each) for each in regions])
+    class_of = np.array(data.labels)[slide_of]
+    centred = np.concatenate(regions)
+    centred -= centred.mean(axis=0)
+    return {
+        "between slides": between(centred, slide_of),
+        "between classes": between(centred, class_of),
+    }
+
+
+def between(centred: np.ndarray, group_of: np.ndarray) -> float:
+    """The variance of the groups' means as a share of that of all rows."""
+    means = [
+        (group_of == group).sum() * (centred[group_of == group].mean(axis=0) ** 2).sum() for group in set(group_of)
+    ]
+    return round(float(sum(means) / (centred**2).sum()), 4)
+
+
 def table_of(results: Iterable[Path]) -> Iterable[str]:
     """Rows of a table in Markdown."""
-    yield f"| slides, seed | a slide is the mean of | judged by | AUC | difference to *{REFERENCE}* |"
+    yield f"| run | a slide is the mean of | judged by | AUC | difference to *{REFERENCE}* |"
     yield "|---|---|---|---|---|"
     for path in results:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -240,7 +267,23 @@ def table_of(results: Iterable[Path]) -> Iterable[str]:
                 pair = (result["cases"], targets, np.array(said[judge]))
                 more = "" if name == REFERENCE else f"{auc_difference(*pair, reference, seed=0)}"
                 area = auc_interval(*pair, seed=0)
-                yield f"| {result['slides']}, {result['seed']} | {name} | {judge} | {area} | {more} |"
+                yield f"| {name_of(path)} | {name} | {judge} | {area} | {more} |"
+
+
+def name_of(result: Path) -> str:
+    """What the run is called: by its folder, or by its file where it has been copied from there."""
+    return result.parent.name if result.name == "result.json" else result.stem
+
+
+def variance_table(results: Iterable[Path]) -> Iterable[str]:
+    """Rows of a second table in Markdown."""
+    yield "| run | features | variance between slides | between classes |\n|---|---|---|---|"
+    for path in results:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for name, said in result["sets"].items():
+            if "variance" in said:
+                shares = " | ".join(f"{share:.3f}" for share in said["variance"].values())
+                yield f"| {name_of(path)} | {name} | {shares} |"
 
 
 if __name__ == "__main__":

@@ -73,11 +73,24 @@ def result(path, right: dict[str, int]):
 
 
 def test_the_report_compares_every_way_with_untrained_tiles(tmp_path):
-    rows = list(hierarchy_learning.table_of([result(tmp_path / "r.json", {"tiles, untrained": 30, "tiles": 40})]))
+    rows = list(
+        hierarchy_learning.table_of([result(tmp_path / "tissue-0.json", {"tiles, untrained": 30, "tiles": 40})])
+    )
     assert len(rows) == 6
-    assert rows[2].startswith("| tissue, 0 | tiles, untrained | neighbours | 0.750 [") and rows[2].endswith("|  |")
+    assert rows[2].startswith("| tissue-0 | tiles, untrained | neighbours | 0.750 [") and rows[2].endswith("|  |")
     assert "| tiles | neighbours | 1.000 [1.000, 1.000] | 0.250 [" in rows[3]
     assert "| tiles | regression | 0.000 [0.000, 0.000] | -0.250 [" in rows[5]
+
+
+def test_variance_is_shared_between_slides_and_classes():
+    class_of, slide_of = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=8)
+    for values, groups, share in ((class_of, class_of, 1.0), (slide_of, slide_of, 1.0), (noise, np.arange(8), 1.0)):
+        centred = (values - values.mean())[:, None].astype(float)
+        assert hierarchy_learning.between(centred, groups) == pytest.approx(share, abs=1e-4)
+    centred = (slide_of - slide_of.mean())[:, None].astype(float)  # 0, 1, 2, 3: classes explain 1 of 1.25
+    assert hierarchy_learning.between(centred, class_of) == pytest.approx(0.8, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -94,5 +107,5 @@ def test_both_levels_are_trained_and_judged(tiles, tmp_path, monkeypatch, capsys
     hierarchy_learning.main([str(slides), str(tmp_path / "run"), *steps])
     assert len(capsys.readouterr().out.splitlines()) == 11 + 2 + 2 * len(hierarchy_learning.SETS)
     sets = json.loads((tmp_path / "run" / "result.json").read_text())["sets"]
-    for said in (said for one in sets.values() for said in one.values()):
+    for said in (one[judge] for one in sets.values() for judge in ("neighbours", "regression")):
         np.testing.assert_allclose(np.sum(said, axis=1), 1, atol=1e-3)
