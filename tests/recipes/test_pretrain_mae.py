@@ -99,7 +99,8 @@ def test_training_goes_on_from_a_release_with_its_statistics_and_its_table(slide
     assert 0 < (encoder.layernorm.weight - vit.layernorm.weight).abs().max() < 1e-3
     with pytest.raises(UserError, match="takes views of 32 px: choose --global_size 32"):
         pretrain_mae.main(command([], slides, tmp_path / "other", *start, "--global_size", "64"))
-    export_encoder(vit, tmp_path / "release", tile_size=64, mpp=0.5)
+    processor = tmp_path / "release" / "preprocessor_config.json"
+    processor.write_text(processor.read_text().replace("32", "64"))
     with pytest.raises(UserError, match="has positions for views of 32 px only"):
         pretrain_mae.main(command([], slides, tmp_path / "third", *start, "--global_size", "64"))
 
