@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import PretrainedConfig
-
 from .configuration_hipt import HiptRegionConfig
+from .configuration_slide_head import SlideHeadConfig
 
 
 if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
@@ -12,13 +11,10 @@ if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files 
     from .trunk import trunk_config  # noqa: F401
 
 
-class HiptSlideConfig(PretrainedConfig):
+class HiptSlideConfig(SlideHeadConfig):
     """What a slide classifier over regions is made of; the defaults are those of HIPT's local-global model.
 
-    The classes are transformers' own `id2label`, and `problem_type` decides the loss (see `slide_loss`).
-
-    Args:
-        input_dim: length D of a feature vector, of a tile or of a region.
+    Args, beside those of `SlideHeadConfig`:
         region_tiles: how many tiles that follow each other are one region; 1 when features are of regions already.
         local: what makes a region of its tiles: a "transformer" over their grid, HIPT's second level, or gated
             "attention", the published comparison without transformers, which has none over the regions either.
@@ -27,9 +23,6 @@ class HiptSlideConfig(PretrainedConfig):
         hidden_size: width of the slide level; that of the transformer over the grid where there is one.
         num_hidden_layers, num_attention_heads: of the transformer over the regions.
         dropout: probability everywhere in the slide level.
-        encoder, encoder_revision, pooling: what made the features that the head was trained on, see `SlideFeatures`.
-        mpp: microns per pixel of the tiles that the head was trained on.
-        tile_size: their edge in pixels.
     """
 
     model_type = "hipt_slide"
@@ -46,11 +39,6 @@ class HiptSlideConfig(PretrainedConfig):
         num_hidden_layers: int = 2,
         num_attention_heads: int = 3,
         dropout: float = 0.25,
-        encoder: str | None = None,
-        encoder_revision: str | None = None,
-        pooling: str | None = None,
-        mpp: float | None = None,
-        tile_size: int | None = None,
         **kwargs,
     ):
         if local not in ("transformer", "attention"):
@@ -59,7 +47,6 @@ class HiptSlideConfig(PretrainedConfig):
             region_config = {}
         if isinstance(region_config, dict):
             region_config = HiptRegionConfig(**{"input_size": input_dim, **region_config})
-        self.input_dim = input_dim
         self.region_tiles = region_tiles
         self.local = local
         self.region_config = region_config
@@ -72,9 +59,4 @@ class HiptSlideConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.dropout = dropout
-        self.encoder = encoder
-        self.encoder_revision = encoder_revision
-        self.pooling = pooling
-        self.mpp = mpp
-        self.tile_size = tile_size
-        super().__init__(**kwargs)
+        super().__init__(input_dim=input_dim, **kwargs)

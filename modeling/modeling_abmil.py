@@ -4,34 +4,29 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from .configuration_abmil import AbmilConfig
 from .gated_attention import GatedAttention
-from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+from .modeling_slide_head import SlideHead, SlideOutput
 
 
 if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .configuration_slide_head import SlideHeadConfig  # noqa: F401
     from .survival_loss import discrete_survival_loss  # noqa: F401
 
 
-class AbmilForSlideClassification(PreTrainedModel):
+class AbmilForSlideClassification(SlideHead):
     """Classifies a slide by the attention-weighted mean of its embedded tiles, as Phikon's benchmarks do.
 
-    Layers and default initialisation are those of HistoSSLscaling's `ABMIL`: its heads give the same logits here. The
-    buffers `feature_mean` and `feature_std` standardise the features before the first layer; they are 0 and 1, which
-    changes nothing, until a recipe sets them, and are saved with the weights.
+    Layers and default initialisation are those of HistoSSLscaling's `ABMIL`: its heads give the same logits here.
     """
 
     config_class = AbmilConfig
     base_model_prefix = "abmil"
-    main_input_name = "features"
 
     def __init__(self, config: AbmilConfig):
         super().__init__(config)
-        self.register_buffer("feature_mean", torch.zeros(config.input_dim))
-        self.register_buffer("feature_std", torch.ones(config.input_dim))
         self.embed = perceptron([config.input_dim, *config.tile_hidden_dims, config.attention_dim], nn.Sigmoid())
         self.attention = GatedAttention(config.attention_dim, config.attention_temperature)
         self.classifier = perceptron(
@@ -43,11 +38,9 @@ class AbmilForSlideClassification(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own initialisation, as in HistoSSLscaling; transformers' would draw from N(0, 0.02)."""
+        super()._init_weights(module)
         if isinstance(module, nn.Linear):
             module.reset_parameters()
-        elif module is self:
-            nn.init.zeros_(self.feature_mean)
-            nn.init.ones_(self.feature_std)
 
     def forward(
         self,
@@ -66,14 +59,13 @@ class AbmilForSlideClassification(PreTrainedModel):
 
         Raises ValueError for a bag without a real tile.
         """
-        mask = checked_mask(features, mask)
-        features = (features - self.feature_mean) / self.feature_std
-        hidden = self.embed(features.masked_fill(~mask.unsqueeze(-1), 0.0))  # (B, N, H)
+        features, mask = self.standardised(features, mask)
+        hidden = self.embed(features)  # (B, N, H)
         tile_scores = self.attention(hidden, mask)  # (B, N)
         slide_embedding = torch.einsum("bn,bnh->bh", tile_scores, hidden)
         logits = self.classifier(slide_embedding)  # (B, C)
         return SlideOutput(
-            loss=None if labels is None else slide_loss(logits, labels, self.config),
+            loss=self.loss_of(logits, labels),
             logits=logits,
             slide_embedding=slide_embedding,
             tile_scores=tile_scores,

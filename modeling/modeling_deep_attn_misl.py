@@ -4,35 +4,32 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from .configuration_deep_attn_misl import DeepAttnMislConfig
 from .gated_attention import GatedAttention
-from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+from .modeling_slide_head import SlideHead, SlideOutput
 
 
 if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .configuration_slide_head import SlideHeadConfig  # noqa: F401
     from .survival_loss import discrete_survival_loss  # noqa: F401
 
 
-class DeepAttnMislForSlideClassification(PreTrainedModel):
+class DeepAttnMislForSlideClassification(SlideHead):
     """Classifies a slide by the attention-weighted mean of its clusters, each the mean of its tiles.
 
     A tile belongs to the nearest of the buffer `cluster_centres` (K, D), which a recipe sets, and which are saved with the
     weights. With the layers and weights of HIPT's `MIL_Cluster_FC`, and its clusters, the logits are the same, but that
-    clusters without tiles are not attended to, as in the paper; there they count as zeros. Other buffers standardise
-    the features as those of `AbmilForSlideClassification` do, before they are compared with the centres.
+    clusters without tiles are not attended to, as in the paper; there they count as zeros. Features are standardised before
+    they are compared with the centres.
     """
 
     config_class = DeepAttnMislConfig
     base_model_prefix = "deep_attn_misl"
-    main_input_name = "features"
 
     def __init__(self, config: DeepAttnMislConfig):
         super().__init__(config)
         width, dropout = config.hidden_dim, config.dropout
-        self.register_buffer("feature_mean", torch.zeros(config.input_dim))
-        self.register_buffer("feature_std", torch.ones(config.input_dim))
         self.register_buffer("cluster_centres", torch.zeros(config.num_clusters, config.input_dim))
         self.clusters = nn.ModuleList(
             nn.Sequential(layer(config.input_dim, width, dropout), layer(width, width, dropout))
@@ -45,10 +42,8 @@ class DeepAttnMislForSlideClassification(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leaves every module as its constructor made it: by PyTorch's rules, as the published head."""
+        super()._init_weights(module)
         if module is self:
-            nn.init.zeros_(self.feature_mean)
-            nn.init.ones_(self.feature_std)
             nn.init.zeros_(self.cluster_centres)
 
     def forward(
@@ -71,8 +66,7 @@ class DeepAttnMislForSlideClassification(PreTrainedModel):
         `tile_scores` are those of clusters, shared out equally among the tiles of each. Raises ValueError for a bag without
         a real tile.
         """
-        mask = checked_mask(features, mask)
-        features = ((features - self.feature_mean) / self.feature_std).masked_fill(~mask.unsqueeze(-1), 0.0)
+        features, mask = self.standardised(features, mask)
         if cluster_of is None:
             cluster_of = torch.cdist(features, self.cluster_centres.expand(len(features), -1, -1)).argmin(dim=-1)
         kinds = torch.arange(self.config.num_clusters, device=features.device)
@@ -83,7 +77,7 @@ class DeepAttnMislForSlideClassification(PreTrainedModel):
         slide_embedding = self.rho(torch.einsum("bk,bkh->bh", scores, hidden))
         logits = self.classifier(slide_embedding)  # (B, C)
         return SlideOutput(
-            loss=None if labels is None else slide_loss(logits, labels, self.config),
+            loss=self.loss_of(logits, labels),
             logits=logits,
             slide_embedding=slide_embedding,
             tile_scores=torch.einsum("bk,bkn->bn", scores, shares),

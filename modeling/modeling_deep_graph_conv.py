@@ -4,48 +4,39 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from .configuration_deep_graph_conv import DeepGraphConvConfig
 from .gated_attention import GatedAttention
-from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+from .modeling_slide_head import SlideHead, SlideOutput
 
 
 if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .configuration_slide_head import SlideHeadConfig  # noqa: F401
     from .survival_loss import discrete_survival_loss  # noqa: F401
 
 
 DISTANCES = 2**24  # held at once
 
 
-class DeepGraphConvForSlideClassification(PreTrainedModel):
+class DeepGraphConvForSlideClassification(SlideHead):
     """Classifies a slide by gated attention over tiles after three graph isomorphism convolutions (Xu et al. 2019).
 
     With the layers and weights of HIPT's `DeepGraphConv`, and its edges, the logits are the same; that takes one slide at a
-    time, and needs its edges made before. Buffers standardise the features as those of `AbmilForSlideClassification` do.
+    time, and needs its edges made before.
     """
 
     config_class = DeepGraphConvConfig
     base_model_prefix = "deep_graph_conv"
-    main_input_name = "features"
 
     def __init__(self, config: DeepGraphConvConfig):
         super().__init__(config)
         width = config.hidden_dim
-        self.register_buffer("feature_mean", torch.zeros(config.input_dim))
-        self.register_buffer("feature_std", torch.ones(config.input_dim))
         self.convolutions = nn.ModuleList(GraphIsomorphism(dim, width) for dim in (config.input_dim, width, width))
         self.dropout = nn.Dropout(config.dropout)
         self.attention = GatedAttention(width, dropout=config.dropout)
         self.rho = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout))
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leaves every module as its constructor made it: by PyTorch's rules, as the published head."""
-        if module is self:
-            nn.init.zeros_(self.feature_mean)
-            nn.init.ones_(self.feature_std)
 
     def forward(
         self,
@@ -66,8 +57,7 @@ class DeepGraphConvForSlideClassification(PreTrainedModel):
 
         Raises ValueError for a bag without a real tile, and without coordinates where these make the edges.
         """
-        mask = checked_mask(features, mask)
-        features = ((features - self.feature_mean) / self.feature_std).masked_fill(~mask.unsqueeze(-1), 0.0)
+        features, mask = self.standardised(features, mask)
         if edges is None:
             edges = nearest_edges(self._places(features, coords), mask, self.config.num_neighbours)
         hidden = features.flatten(0, 1)  # (B * N, D)
@@ -78,7 +68,7 @@ class DeepGraphConvForSlideClassification(PreTrainedModel):
         slide_embedding = self.rho(torch.einsum("bn,bnh->bh", tile_scores, hidden))
         logits = self.classifier(slide_embedding)  # (B, C)
         return SlideOutput(
-            loss=None if labels is None else slide_loss(logits, labels, self.config),
+            loss=self.loss_of(logits, labels),
             logits=logits,
             slide_embedding=slide_embedding,
             tile_scores=tile_scores,

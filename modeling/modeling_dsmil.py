@@ -4,42 +4,33 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from .configuration_dsmil import DsmilConfig
-from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+from .modeling_slide_head import SlideHead, SlideOutput
 
 
 if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
+    from .configuration_slide_head import SlideHeadConfig  # noqa: F401
     from .survival_loss import discrete_survival_loss  # noqa: F401
 
 
-class DsmilForSlideClassification(PreTrainedModel):
+class DsmilForSlideClassification(SlideHead):
     """Classifies tiles, and for each class attends to tiles that are like the one which shows it most.
 
     With the layers and weights of HIPT's `MILNet(FCLayer, BClassifier)` the logits are the same; that takes one slide at a
-    time. Buffers standardise the features as those of `AbmilForSlideClassification` do.
+    time.
     """
 
     config_class = DsmilConfig
     base_model_prefix = "dsmil"
-    main_input_name = "features"
 
     def __init__(self, config: DsmilConfig):
         super().__init__(config)
-        self.register_buffer("feature_mean", torch.zeros(config.input_dim))
-        self.register_buffer("feature_std", torch.ones(config.input_dim))
         self.tile_classifier = nn.Linear(config.input_dim, config.num_labels)
         self.query = nn.Linear(config.input_dim, config.query_dim)
         self.value = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.input_dim, config.input_dim))
         self.classifier = nn.Conv1d(config.num_labels, config.num_labels, kernel_size=config.input_dim)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leaves every module as its constructor made it: by PyTorch's rules, as the published head."""
-        if module is self:
-            nn.init.zeros_(self.feature_mean)
-            nn.init.ones_(self.feature_std)
 
     def forward(
         self,
@@ -59,8 +50,7 @@ class DsmilForSlideClassification(PreTrainedModel):
         `logits` are the mean of those of both streams, `slide_embedding` (B, C * D) has a vector for each class, and
         `tile_scores` are the mean of the classes' attention. Raises ValueError for a bag without a real tile.
         """
-        mask = checked_mask(features, mask)
-        features = ((features - self.feature_mean) / self.feature_std).masked_fill(~mask.unsqueeze(-1), 0.0)
+        features, mask = self.standardised(features, mask)
         tile_logits = self.tile_classifier(features)  # (B, N, C)
         strongest, critical = tile_logits.masked_fill(~mask.unsqueeze(-1), float("-inf")).max(dim=1)  # (B, C)
         queries = self.query(features)  # (B, N, Q)
@@ -70,7 +60,7 @@ class DsmilForSlideClassification(PreTrainedModel):
         slide = attention @ self.value(features)  # (B, C, D)
         logits = (self.classifier(slide).squeeze(-1) + strongest) / 2
         return SlideOutput(
-            loss=None if labels is None else slide_loss(logits, labels, self.config),
+            loss=self.loss_of(logits, labels),
             logits=logits,
             slide_embedding=slide.flatten(1),
             tile_scores=attention.mean(dim=1),

@@ -5,41 +5,37 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from .configuration_hipt_slide import HiptSlideConfig
 from .gated_attention import GatedAttention
 from .modeling_hipt import HiptRegionModel
-from .modeling_slide_output import SlideOutput, checked_mask, slide_loss
+from .modeling_slide_head import SlideHead, SlideOutput
 
 
 if TYPE_CHECKING:  # transformers 5.9 copies from a local folder only the files that this one names itself
     from .cls_attention import watch_cls_attention  # noqa: F401
     from .configuration_hipt import HiptRegionConfig  # noqa: F401
+    from .configuration_slide_head import SlideHeadConfig  # noqa: F401
     from .drop_path import trunk_layers  # noqa: F401
     from .position import use_dino_interpolation  # noqa: F401
     from .survival_loss import discrete_survival_loss  # noqa: F401
     from .trunk import make_trunk  # noqa: F401
 
 
-class HiptForSlideClassification(PreTrainedModel):
+class HiptForSlideClassification(SlideHead):
     """Classifies a slide by its regions, and these by their tiles.
 
     With the layers and weights of the published heads the logits are the same: `HIPT_LGP_FC` (a transformer over the tiles
     of a region, another over regions), `HIPT_GP_FC` (`region_tiles=1`: over the vectors of regions) and `HIPT_None_FC`
-    (`local="attention"`). Batches of slides are padded; the published heads take one slide at a time. Buffers standardise
-    the features as those of `AbmilForSlideClassification` do.
+    (`local="attention"`). Batches of slides are padded; the published heads take one slide at a time.
     """
 
     config_class = HiptSlideConfig
     base_model_prefix = "hipt_slide"
-    main_input_name = "features"
     _supports_sdpa = True
 
     def __init__(self, config: HiptSlideConfig):
         super().__init__(config)
-        self.register_buffer("feature_mean", torch.zeros(config.input_dim))
-        self.register_buffer("feature_std", torch.ones(config.input_dim))
         width, dropout = config.hidden_size, config.dropout
         region_width = config.input_dim
         if config.region_tiles > 1:
@@ -53,12 +49,6 @@ class HiptForSlideClassification(PreTrainedModel):
         self.rho = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leaves every module as its constructor made it: by PyTorch's rules, as the published heads."""
-        if module is self:
-            nn.init.zeros_(self.feature_mean)
-            nn.init.ones_(self.feature_std)
 
     def forward(
         self,
@@ -79,11 +69,10 @@ class HiptForSlideClassification(PreTrainedModel):
         `tile_scores` are those of regions, shared out equally among the tiles of each, or, with `local="attention"`,
         by their own attention. Raises ValueError for a bag without a real tile, or without whole regions.
         """
-        mask = checked_mask(features, mask)
+        features, mask = self.standardised(features, mask)
         tiles = self.config.region_tiles
         if features.shape[1] % tiles:
             raise ValueError(f"a bag of {features.shape[1]} tiles is no number of whole regions of {tiles}")
-        features = ((features - self.feature_mean) / self.feature_std).masked_fill(~mask.unsqueeze(-1), 0.0)
         seen = mask.unflatten(1, (-1, tiles))  # (B, M, T)
         there = seen.any(dim=2)  # (B, M)
         if tiles == 1:
@@ -98,7 +87,7 @@ class HiptForSlideClassification(PreTrainedModel):
         slide_embedding = self.rho(torch.einsum("bm,bmh->bh", scores, hidden))
         logits = self.classifier(slide_embedding)  # (B, C)
         return SlideOutput(
-            loss=None if labels is None else slide_loss(logits, labels, self.config),
+            loss=self.loss_of(logits, labels),
             logits=logits,
             slide_embedding=slide_embedding,
             tile_scores=(scores.unsqueeze(-1) * shares).flatten(1),

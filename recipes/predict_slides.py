@@ -19,7 +19,7 @@ from hf_pathology.evaluation.cross_validation import probability_columns
 from hf_pathology.features.bags import draw_batch, feature_keys, load_bags, tiles_of
 from hf_pathology.features.store import SlideFeatures
 from hf_pathology.hub_upload.cards.names import public_name
-from hf_pathology.modeling.modeling_slide_output import SlideOutput
+from hf_pathology.modeling.modeling_slide_head import SlideOutput
 from hf_pathology.training.config import parse_config
 from hf_pathology.training.start import run_recipe
 

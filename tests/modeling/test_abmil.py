@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from hf_pathology.modeling.configuration_abmil import AbmilConfig
 from hf_pathology.modeling.modeling_abmil import AbmilForSlideClassification
-from hf_pathology.modeling.modeling_slide_output import slide_loss
+from hf_pathology.modeling.modeling_slide_head import slide_loss
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

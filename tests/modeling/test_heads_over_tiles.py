@@ -17,7 +17,7 @@ from hf_pathology.modeling.configuration_dsmil import DsmilConfig
 from hf_pathology.modeling.modeling_deep_attn_misl import DeepAttnMislForSlideClassification
 from hf_pathology.modeling.modeling_deep_graph_conv import DeepGraphConvForSlideClassification, nearest_edges
 from hf_pathology.modeling.modeling_dsmil import DsmilForSlideClassification
-from hf_pathology.modeling.modeling_slide_output import slide_loss
+from hf_pathology.modeling.modeling_slide_head import slide_loss
 from hf_pathology.modeling.survival_loss import discrete_survival_loss
 from hf_pathology.recipes.slide_heads import save_head
 

@@ -1,12 +1,14 @@
-"""What every head that classifies slides takes and returns, and the loss that its configuration asks for."""
+"""What every head that classifies slides takes, returns and begins with, and the loss that its configuration asks for."""
 
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .configuration_slide_head import SlideHeadConfig
 from .survival_loss import discrete_survival_loss
 
 
@@ -27,6 +29,37 @@ class SlideOutput(ModelOutput):
     slide_embedding: torch.Tensor | None = None
     tile_scores: torch.Tensor | None = None
     tile_logits: torch.Tensor | None = None
+
+
+class SlideHead(PreTrainedModel):
+    """What all heads begin with: they standardise the features, and leave padding alone.
+
+    The buffers `feature_mean` and `feature_std` (D,) are 0 and 1, which changes nothing, until a recipe sets them, and are saved
+    with the weights.
+    """
+
+    main_input_name = "features"
+
+    def __init__(self, config: SlideHeadConfig):
+        super().__init__(config)
+        self.register_buffer("feature_mean", torch.zeros(config.input_dim))
+        self.register_buffer("feature_std", torch.ones(config.input_dim))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leaves every module as its constructor made it: by PyTorch's rules, as in the published heads."""
+        if module is self:
+            nn.init.zeros_(self.feature_mean)
+            nn.init.ones_(self.feature_std)
+
+    def standardised(self, features: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features (B, N, D) to compute with, 0 where they are padding, and the mask (B, N). Raises as `checked_mask`."""
+        mask = checked_mask(features, mask)
+        features = (features - self.feature_mean) / self.feature_std
+        return features.masked_fill(~mask.unsqueeze(-1), 0.0), mask
+
+    def loss_of(self, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
+        """The loss that the configuration asks for, when there are labels."""
+        return None if labels is None else slide_loss(logits, labels, self.config)
 
 
 def checked_mask(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
