@@ -1,8 +1,5 @@
 """The gated-attention head: parity with HistoSSLscaling's ABMIL, padding, losses, saving, and life without our package."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -186,22 +183,3 @@ def test_a_saved_head_loads_through_automodel_with_nothing_missing(head, feature
     assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
     assert torch.equal(loaded.eval()(features).logits, head(features).logits)
     assert (loaded.config.encoder, loaded.config.mpp, loaded.config.pooling) == ("some/encoder", 0.5, None)
-
-
-def test_a_head_loads_as_remote_code_where_our_package_cannot_be_imported(head, features, tmp_path, monkeypatch):
-    monkeypatch.setattr(AbmilConfig, "_auto_class", "AutoConfig")
-    monkeypatch.setattr(AbmilForSlideClassification, "_auto_class", "AutoModel")
-    head.save_pretrained(tmp_path / "head")
-    torch.save(features, tmp_path / "features.pt")
-    # The head was written by this test, so its code may be run: that is what is tested.
-    program = """
-import sys
-sys.modules["hf_pathology"] = None
-import torch
-from transformers import AutoModel
-head = AutoModel.from_pretrained("head", trust_remote_code=True)
-torch.save(head(torch.load("features.pt")).logits, "logits.pt")
-"""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), head(features).logits)

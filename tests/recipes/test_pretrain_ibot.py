@@ -63,7 +63,7 @@ def command(launched, slides, out, *options) -> list[str]:
     return [*launched, "--config", str(config), "--slides", str(slides), "--out", str(out), *options]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bits(slides, tmp_path, processes):
     launched = launcher("pretrain_ibot.py", processes)
     assert_a_killed_run_ends_as_one_that_was_not(lambda out: command(launched, slides, out), tmp_path)

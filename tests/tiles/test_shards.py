@@ -283,7 +283,7 @@ write_shards(pairs, {out!r}, format={format!r}, shard_bytes=20_000, threads=1, p
 """
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["parquet", pytest.param("webdataset", marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_and_run_again_gives_the_bytes_of_one_that_was_not(cohort, tmp_path, format):
     slides = cohort[1][0].parent
 
