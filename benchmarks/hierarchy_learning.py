@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -225,7 +226,10 @@ def regression(data: LabelledBags, folds: int) -> np.ndarray:
     targets = np.array([classes.index(label) for label in data.labels])
     probabilities = np.zeros((len(means), len(classes)))
     for known, asked in stratified_case_folds(data.cases, data.labels, folds, 0):
-        model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=8, cv=3, max_iter=2000))
+        strengths = {"C": np.logspace(-4, 4, 8)}
+        folds_within = min(3, int(np.bincount(targets[known]).min()))
+        chosen = GridSearchCV(LogisticRegression(max_iter=2000), strengths, scoring="accuracy", cv=folds_within)
+        model = make_pipeline(StandardScaler(), chosen)
         probabilities[asked] = model.fit(means[known], targets[known]).predict_proba(means[asked])
     return probabilities
 
