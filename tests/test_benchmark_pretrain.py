@@ -9,6 +9,7 @@ import plain_pretraining
 import pretrain
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from pretrain_ways import OurStep, Setup, formula_flops, our_model, plain_inputs, plain_step, published, small
 from torch.testing import assert_close
@@ -158,6 +159,7 @@ def test_every_measure_prints_its_table(method, capsys, tmp_path):
         "--peak",
         "1",
     ]
+    AcceleratorState._reset_state(True)  # the precision of a test before this one
     pretrain.main([*asked, "--methods", method, "--measure", "step", "views", "pipeline", "parts"])
     said = capsys.readouterr().out
     assert said.count("| ours, bf16 |") == 3
