@@ -29,6 +29,29 @@ TASK = {"library_name": "transformers", "pipeline_tag": "image-feature-extractio
 TAGS = ["pathology", "whole-slide-image"]
 
 
+def of_pretraining(
+    title: str, method: str, run: RunFacts, *, bases: Sequence[Base], provenance: dict[str, Any], **more: Any
+) -> tuple[Facts, ModelCardData]:
+    """What the card of every pretrained encoder says, and its metadata with `more` of them."""
+    facts = Facts(
+        title,
+        bases=bases,
+        provenance={**provenance, **run.provenance},
+        papers=PAPERS.get(method, []),
+        **run.for_skeleton(),
+    )
+    data = ModelCardData(
+        **TASK,
+        tags=[*TAGS, "self-supervised", method.lower()],
+        license=run.licence,
+        base_model=facts.hub_bases(),
+        model_name=title,
+        eval_results=eval_results(facts.evaluations),
+        **more,
+    )
+    return facts, data
+
+
 def encoder_card(
     *,
     method: str,
@@ -53,20 +76,12 @@ def encoder_card(
         base: the release from which the training started, if from one.
     """
     title = f"{method} encoder for pathology tiles"
-    facts = Facts(
+    facts, data = of_pretraining(
         title,
+        method,
+        run,
         bases=[] if base is None else [base],
-        provenance={"fingerprint of the tiles": cohort.fingerprint, **run.provenance},
-        papers=PAPERS.get(method, []),
-        **run.for_skeleton(),
-    )
-    data = ModelCardData(
-        **TASK,
-        tags=[*TAGS, "self-supervised", method.lower()],
-        license=run.licence,
-        base_model=facts.hub_bases(),
-        model_name=title,
-        eval_results=eval_results(facts.evaluations),
+        provenance={"fingerprint of the tiles": cohort.fingerprint},
         mpp=config["mpp"],
         tile_size=config["global_size"],
     )
@@ -116,20 +131,12 @@ def hipt_card(
         base: the release from which the training of the second level started, if from one.
     """
     title = f"{method}: encoder of regions for pathology"
-    facts = Facts(
+    facts, data = of_pretraining(
         title,
+        method,
+        run,
         bases=[tiles] if base is None else [tiles, base],
-        provenance={"fingerprint of the regions": config["regions"], **run.provenance},
-        papers=PAPERS.get(method, []),
-        **run.for_skeleton(),
-    )
-    data = ModelCardData(
-        **TASK,
-        tags=[*TAGS, "self-supervised", method.lower()],
-        license=run.licence,
-        base_model=facts.hub_bases(),
-        model_name=title,
-        eval_results=eval_results(facts.evaluations),
+        provenance={"fingerprint of the regions": config["regions"]},
         mpp=config["mpp"],
         tile_size=config["tile_size"],
         region=config["region"],

@@ -348,7 +348,7 @@ for kind, (folder, blocks) in json.load(sys.stdin).items():
     for block in blocks:
         try:
             exec(compile(block, kind, "exec"), {})
-        except BaseException:
+        except BaseException:  # a snippet that exits by itself has failed, too
             sys.exit(f"{kind}:\\n{block}\\n{traceback.format_exc()}")
 print("all ran")
 """

@@ -150,7 +150,7 @@ def test_features_that_differ_by_less_than_the_tolerance_are_the_same():
         compare({**stated, "features": {"f": {"values": [3.0, float("nan")], "sha256": "b"}}}, stated)
 
 
-# In a process of its own.
+# In a process of its own; the code that is trusted there was written by the test.
 
 
 def test_a_release_is_verified_where_this_package_cannot_be_imported(tmp_path):

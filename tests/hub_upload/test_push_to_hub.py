@@ -32,6 +32,7 @@ sys.meta_path.insert(0, Hidden())
 import torch
 from transformers import AutoImageProcessor, AutoModel
 encoder, processor = AutoModel.from_pretrained("org/encoder"), AutoImageProcessor.from_pretrained("org/encoder")
+# The test pushed the code that is run here.
 hierarchy = AutoModel.from_pretrained("org/hipt", trust_remote_code=True)
 head = AutoModel.from_pretrained("org/head", trust_remote_code=True)
 with torch.inference_mode():
